@@ -1,0 +1,113 @@
+//! The checked DAG: every stage bound to its operator, its ports to outputs, its outputs to schemas.
+
+mod bind;
+mod leakage;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use petgraph::{Direction, graph::DiGraph, visit::EdgeRef};
+use serde_json::Value;
+
+pub use petgraph::graph::NodeIndex as StageIndex;
+
+use crate::{
+    diagnostic::Diagnostic,
+    operator::{Inputs, Operator, OperatorType, Output},
+    spec::Spec,
+};
+
+/// A pipeline that can run. It is acyclic, every port is served, and every column that a port demands is there.
+#[derive(Debug)]
+pub struct Plan {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The folder that paths in the pipeline file are relative to.
+    pub folder: PathBuf,
+    /// The entries of `models:`, as written; secrets are references.
+    pub models: BTreeMap<String, Value>,
+    graph: DiGraph<Stage, Edge>,
+    order: Vec<StageIndex>,
+}
+
+/// A stage of a plan.
+#[derive(Debug)]
+pub struct Stage {
+    /// Its name in the file.
+    pub name: String,
+    /// Its row of the operator table.
+    pub operator_type: &'static OperatorType,
+    /// Its operator.
+    pub operator: Arc<dyn Operator>,
+    /// The operator's config with every default written out.
+    pub config: Value,
+    /// What arrives, by port.
+    pub inputs: Inputs,
+    /// What it gives, `rejects` included.
+    pub outputs: Vec<Output>,
+    /// The stage's seed, or the pipeline's.
+    pub seed: u64,
+    /// `refresh`, as written.
+    pub refresh: Option<Value>,
+    /// The share of units that must be accepted.
+    pub min_yield: f64,
+    /// What the file says it is for.
+    pub description: Option<String>,
+}
+
+/// An output that arrives at a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edge {
+    /// The output of the stage at the edge's tail.
+    pub output: String,
+    /// The port of the stage at its head.
+    pub port: String,
+    /// The place in the port's list.
+    pub position: usize,
+}
+
+impl Stage {
+    /// The output called `name`.
+    pub fn output(&self, name: &str) -> Option<&Output> {
+        self.outputs.iter().find(|output| output.name == name)
+    }
+}
+
+impl Plan {
+    /// Binds a spec. Gives a plan only if nothing is wrong; mistakes downstream of a broken stage are not guessed at.
+    pub fn compile(spec: &Spec, folder: PathBuf) -> (Option<Self>, Vec<Diagnostic>) {
+        bind::compile(spec, folder)
+    }
+
+    /// The stages, each after those that it reads.
+    pub fn stages(&self) -> impl Iterator<Item = (StageIndex, &Stage)> {
+        self.order.iter().map(|index| (*index, &self.graph[*index]))
+    }
+
+    /// The stage at `index`.
+    pub fn stage(&self, index: StageIndex) -> &Stage {
+        &self.graph[index]
+    }
+
+    /// The stage called `name`.
+    pub fn find(&self, name: &str) -> Option<StageIndex> {
+        self.order.iter().copied().find(|index| self.graph[*index].name == name)
+    }
+
+    /// What a stage reads: by port and place in the port's list, the stage and its output.
+    pub fn reads(&self, index: StageIndex) -> BTreeMap<(&str, usize), (StageIndex, &str)> {
+        let edges = self.graph.edges_directed(index, Direction::Incoming);
+        edges.map(|edge| ((edge.weight().port.as_str(), edge.weight().position), (edge.source(), edge.weight().output.as_str()))).collect()
+    }
+
+    /// The stages that read this one.
+    pub fn readers(&self, index: StageIndex) -> impl Iterator<Item = StageIndex> {
+        self.graph.neighbors_directed(index, Direction::Outgoing)
+    }
+
+    /// A stage and all that it depends on.
+    pub fn needed_by(&self, index: StageIndex) -> std::collections::HashSet<StageIndex> {
+        let reversed = petgraph::visit::Reversed(&self.graph);
+        let mut search = petgraph::visit::Dfs::new(reversed, index);
+        std::iter::from_fn(|| search.next(reversed)).collect()
+    }
+}

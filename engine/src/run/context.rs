@@ -1,0 +1,306 @@
+//! What running operators are given: [`RowStream`] and [`Task`] with their contexts.
+
+use std::{
+    any::{Any, TypeId},
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::execution::{SendableRecordBatchStream, runtime_env::RuntimeEnv};
+use futures::stream::BoxStream;
+use serde_json::Value;
+
+use super::{sources::SourceFile, table::Table, task::TaskOutputs};
+use crate::{failure::Failure, operator::Registry, store::Store};
+
+/// Rows for one of a stage's outputs.
+#[derive(Debug, Clone)]
+pub struct OutputRows {
+    /// `default`, `rejects`, `removed`, ...
+    pub output: &'static str,
+    /// Rows with exactly that output's schema.
+    pub rows: RecordBatch,
+}
+
+/// What a row transform gives.
+pub type OutputStream = BoxStream<'static, Result<OutputRows, Failure>>;
+
+/// A unary row transform. Its outputs are a pure function of the rows of one partition, in their order, and of the
+/// context's settings; never of batch sizes, of concurrency or of time.
+pub trait RowStream: Send + Sync {
+    /// Starts one partition. Nothing happens until the stream is polled; dropping it cancels the work.
+    fn start(&self, rows: SendableRecordBatchStream, context: StreamContext) -> OutputStream;
+}
+
+/// Work that sees whole tables, on the machine that runs the command.
+#[async_trait]
+pub trait Task: Send + Sync {
+    /// Reads the inputs and writes every output through the context. What it wrote counts only when it returns `Ok`.
+    async fn run(&self, context: &mut TaskContext) -> Result<(), Failure>;
+}
+
+/// Something live that a run's stages share (clients, memo), made on first use and closed at the end of the run.
+#[async_trait]
+pub trait Service: Any + Send + Sync {
+    /// Makes durable what the rows emitted so far rely on. Called before every partition's record is written.
+    async fn sync(&self) -> Result<(), Failure>;
+    /// Called once when the run ends, also when it failed.
+    async fn close(&self) -> Result<(), Failure>;
+}
+
+/// What a run is started with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The store.
+    pub store: Store,
+    /// A local folder that outlives the run: memo logs, materialised blobs, what a training has reached.
+    pub cache: PathBuf,
+    /// The operators.
+    pub registry: Registry,
+    /// The entries of `models:`, as written in the pipeline file; secrets are references.
+    pub models: BTreeMap<String, Value>,
+    /// `auto`, `cpu`, `cuda:0`.
+    pub device: String,
+    /// Bytes that DataFusion may hold before it spills.
+    pub memory: usize,
+    /// Partitions that run at once.
+    pub threads: usize,
+    /// Bytes of content after which a part is cut; a file group of a source is half of it.
+    pub part_bytes: u64,
+}
+
+/// The surroundings of a run, shared by its stages.
+pub struct Environment {
+    settings: Settings,
+    pub(crate) runtime: Arc<RuntimeEnv>,
+    pub(crate) slots: Arc<tokio::sync::Semaphore>,
+    services: Mutex<HashMap<TypeId, Arc<dyn Service>>>,
+}
+
+impl std::ops::Deref for Environment {
+    type Target = Settings;
+
+    fn deref(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Environment").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Environment {
+    /// Surroundings without services yet.
+    ///
+    /// # Errors
+    /// When no place to spill to can be had.
+    pub fn new(settings: Settings) -> Result<Self, Failure> {
+        let runtime = super::session::runtime(&settings.store, settings.memory)?;
+        let slots = Arc::new(tokio::sync::Semaphore::new(settings.threads.max(1)));
+        Ok(Self { settings, runtime, slots, services: Mutex::default() })
+    }
+
+    /// What it was started with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The service of type `S`, made by `make` on first use.
+    pub fn service<S: Service>(&self, make: impl FnOnce() -> S) -> Arc<S> {
+        let mut services = self.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let service = services.entry(TypeId::of::<S>()).or_insert_with(|| Arc::new(make())).clone();
+        let any: Arc<dyn Any + Send + Sync> = service;
+        match any.downcast::<S>() {
+            Ok(service) => service,
+            Err(_) => unreachable!("services are filed under their own type"),
+        }
+    }
+
+    fn all_services(&self) -> Vec<Arc<dyn Service>> {
+        self.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Makes durable what rows emitted so far rely on.
+    ///
+    /// # Errors
+    /// The first service's failure.
+    pub async fn sync(&self) -> Result<(), Failure> {
+        for service in self.all_services() {
+            service.sync().await?;
+        }
+        Ok(())
+    }
+
+    /// Closes the services.
+    ///
+    /// # Errors
+    /// The first failure; the other services are closed all the same.
+    pub async fn close(&self) -> Result<(), Failure> {
+        let mut result = Ok(());
+        for service in self.all_services() {
+            result = result.and(service.close().await);
+        }
+        result
+    }
+}
+
+/// Live counters of a running stage.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Rows written to `default`.
+    pub rows: AtomicU64,
+    /// Rows written to `rejects`.
+    pub rejects: AtomicU64,
+    /// Partitions done, and of how many.
+    pub partitions_done: AtomicU64,
+    /// How many partitions the stage has.
+    pub partitions: AtomicU64,
+    /// Calls that a teacher answered.
+    pub calls: AtomicU64,
+    /// Answers found in the memo.
+    pub memo_hits: AtomicU64,
+    /// Tokens sent.
+    pub input_tokens: AtomicU64,
+    /// Tokens received.
+    pub output_tokens: AtomicU64,
+    /// What a task says of itself (`step 120 of 2,344, loss 2.31`).
+    pub message: Mutex<String>,
+}
+
+impl Counters {
+    /// Adds to a counter.
+    pub fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Says what is being done.
+    pub fn say(&self, message: impl Into<String>) {
+        *self.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = message.into();
+    }
+}
+
+/// What a row transform works with.
+#[derive(Clone)]
+pub struct StreamContext {
+    /// The stage's seed.
+    pub seed: u64,
+    /// The stage's `refresh`, as JSON text.
+    pub refresh: Option<String>,
+    /// Surroundings of the run.
+    pub environment: Arc<Environment>,
+    /// Live counters of the stage.
+    pub counters: Arc<Counters>,
+    pub(crate) blobs: Arc<BTreeMap<String, Table>>,
+    pub(crate) schemas: Arc<BTreeMap<String, SchemaRef>>,
+    pub(crate) units: Arc<AtomicU64>,
+}
+
+impl StreamContext {
+    /// The schema of an output.
+    ///
+    /// # Errors
+    /// A bug, if the operator didn't name the output at bind.
+    pub fn schema(&self, output: &str) -> Result<SchemaRef, Failure> {
+        self.schemas.get(output).cloned().ok_or_else(|| Failure::bug(format!("no output `{output}` was bound")))
+    }
+
+    /// The whole content of the blob called `name` at `port`.
+    ///
+    /// # Errors
+    /// When nothing arrives at the port, it has no such blob, or the store fails.
+    pub async fn blob(&self, port: &str, name: &str) -> Result<Bytes, Failure> {
+        let table = self.blobs.get(port).ok_or_else(|| Failure::bug(format!("nothing arrives at port `{port}`")))?;
+        table.blob(name).await
+    }
+
+    /// Opens a file of the source, in the state in which it was listed.
+    ///
+    /// # Errors
+    /// When the file has changed since, is gone, or its store fails.
+    pub async fn open(&self, file: &SourceFile) -> Result<Bytes, Failure> {
+        file.read().await
+    }
+
+    /// Counts units of work (requests, documents) for `min_yield`. A transform that never calls this has its input rows
+    /// counted.
+    pub fn count_units(&self, n: u64) {
+        self.units.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// What a task works with.
+pub struct TaskContext {
+    /// The stage's seed.
+    pub seed: u64,
+    /// The stage's `refresh`, as JSON text.
+    pub refresh: Option<String>,
+    /// Surroundings of the run.
+    pub environment: Arc<Environment>,
+    /// Live counters of the stage.
+    pub counters: Arc<Counters>,
+    pub(crate) inputs: BTreeMap<String, Vec<Table>>,
+    pub(crate) outputs: TaskOutputs,
+    pub(crate) scratch: tempfile::TempDir,
+}
+
+impl TaskContext {
+    /// The tables at `port`, in the order of its list; empty for an optional port that nothing arrives at.
+    pub fn tables(&self, port: &str) -> &[Table] {
+        self.inputs.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    /// The table at `port`.
+    ///
+    /// # Errors
+    /// A bug, if nothing arrives there.
+    pub fn table(&self, port: &str) -> Result<&Table, Failure> {
+        self.tables(port).first().ok_or_else(|| Failure::bug(format!("nothing arrives at port `{port}`")))
+    }
+
+    /// Runs a query over the ports, named as in [`crate::operator::Query`]. Spills; the order is the query's.
+    ///
+    /// # Errors
+    /// When the query can't be planned; a failure while it runs comes out of the stream.
+    pub async fn query(&self, sql: &str) -> Result<SendableRecordBatchStream, Failure> {
+        super::table::query(&self.environment, &self.inputs, sql).await
+    }
+
+    /// The schema of an output.
+    ///
+    /// # Errors
+    /// A bug, if the operator didn't name the output at bind.
+    pub fn schema(&self, output: &str) -> Result<SchemaRef, Failure> {
+        self.outputs.schema(output)
+    }
+
+    /// Appends rows to an output. Their order is the caller's and becomes the parts' order: make it a function of content.
+    ///
+    /// # Errors
+    /// When the rows don't have the output's schema, or the store fails.
+    pub async fn write(&mut self, output: &str, rows: RecordBatch) -> Result<(), Failure> {
+        self.outputs.write(output, rows).await
+    }
+
+    /// Adds the files of a local folder as blobs `name/...` of an output and gives the folder's digest: blake3 over the
+    /// sorted names and contents, hex.
+    ///
+    /// # Errors
+    /// When the file can't be read or the store fails.
+    pub async fn put_folder(&mut self, output: &str, name: &str, folder: &Path) -> Result<String, Failure> {
+        self.outputs.put_folder(output, name, folder).await
+    }
+
+    /// An empty local folder, removed after the task.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+}

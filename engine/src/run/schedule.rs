@@ -1,0 +1,261 @@
+//! Driving a plan: every stage that is ready runs; one that fails stops only what needs it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use object_store::path::Path;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    context::{Counters, Environment},
+    resolve::{Reason, Resolver, StageKey, Status},
+    stage::{StageRun, check_yield, main_rows},
+};
+use crate::{
+    failure::Failure,
+    operator::Resource,
+    plan::{Plan, StageIndex},
+    store::Manifest,
+};
+
+/// What a run is asked for beside the plan.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Run this stage and what it needs, and nothing else.
+    pub until: Option<StageIndex>,
+    /// Stages that run whatever the store has.
+    pub force: HashSet<StageIndex>,
+    /// Whether every stage plan is encoded and decoded before it runs, as for an executor.
+    pub round_trip: bool,
+}
+
+/// What happens during a run.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The store has the stage's artifact.
+    Cached {
+        /// The stage.
+        stage: String,
+        /// Rows of its main output.
+        rows: u64,
+    },
+    /// A stage starts.
+    Started {
+        /// The stage.
+        stage: String,
+        /// Why it has to run.
+        reasons: Vec<String>,
+    },
+    /// A stage was committed.
+    Finished(StageReport),
+    /// A stage failed.
+    Failed {
+        /// The stage.
+        stage: String,
+        /// Why, and what would be right.
+        failure: Failure,
+    },
+    /// A stage can't run because of others.
+    Skipped {
+        /// The stage.
+        stage: String,
+        /// The stages that it needs and that failed.
+        because: Vec<String>,
+    },
+}
+
+/// What a committed stage took.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageReport {
+    /// The stage.
+    pub stage: String,
+    /// Rows of its main output.
+    pub rows: u64,
+    /// Rows that it refused.
+    pub rejects: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Calls that a teacher answered.
+    pub calls: u64,
+    /// Answers found in the memo.
+    pub memo_hits: u64,
+    /// Partitions that the stage has.
+    pub partitions: u64,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The artifacts, by stage.
+    pub artifacts: HashMap<StageIndex, Arc<Manifest>>,
+    /// How many stages ran.
+    pub executed: usize,
+    /// Failures by stage, in the order in which they happened.
+    pub failures: Vec<(StageIndex, Failure)>,
+}
+
+/// A run of a plan.
+pub struct Run<'a> {
+    plan: &'a Plan,
+    environment: Arc<Environment>,
+    options: RunOptions,
+    id: String,
+    counters: HashMap<StageIndex, Arc<Counters>>,
+    tell: &'a (dyn Fn(Event) + Sync),
+}
+
+impl<'a> Run<'a> {
+    /// A run that tells what happens through `tell`.
+    pub fn new(plan: &'a Plan, environment: Arc<Environment>, options: RunOptions, tell: &'a (dyn Fn(Event) + Sync)) -> Self {
+        let counters = plan.stages().map(|(index, _)| (index, Arc::default())).collect();
+        Self { plan, environment, options, id: uuid::Uuid::now_v7().to_string(), counters, tell }
+    }
+
+    /// The live counters of a stage.
+    pub fn counters(&self, index: StageIndex) -> Arc<Counters> {
+        self.counters.get(&index).cloned().unwrap_or_default()
+    }
+
+    /// Runs what is needed. Dropping the future stops the run: what was committed stays, answers that were paid for stay.
+    ///
+    /// # Errors
+    /// When the store fails in a way that no stage can be blamed for. A stage's failure is part of the outcome.
+    pub async fn execute(&self) -> Result<Outcome, Failure> {
+        let started = chrono::Utc::now();
+        let wanted: HashSet<StageIndex> = match self.options.until {
+            Some(index) => self.plan.needed_by(index),
+            None => self.plan.stages().map(|(index, _)| index).collect(),
+        };
+        let resolver = Resolver::new(self.plan, &self.environment, self.options.force.clone());
+        let device = tokio::sync::Semaphore::new(1);
+        let mut waiting: Vec<StageIndex> = self.plan.stages().map(|(index, _)| index).filter(|index| wanted.contains(index)).collect();
+        let mut outcome = Outcome { artifacts: HashMap::new(), executed: 0, failures: Vec::new() };
+        let mut lost: HashSet<StageIndex> = HashSet::new();
+        let mut keys: BTreeMap<String, Value> = BTreeMap::new();
+        let mut running = FuturesUnordered::new();
+        loop {
+            let mut index = 0;
+            while index < waiting.len() {
+                let stage = waiting[index];
+                let above: Vec<StageIndex> = self.plan.reads(stage).into_values().map(|(above, _)| above).collect();
+                if above.iter().any(|above| lost.contains(above)) {
+                    let mut because: Vec<String> =
+                        above.iter().filter(|above| lost.contains(above)).map(|above| self.plan.stage(*above).name.clone()).collect();
+                    because.dedup();
+                    (self.tell)(Event::Skipped { stage: self.plan.stage(stage).name.clone(), because });
+                    lost.insert(stage);
+                    waiting.remove(index);
+                } else if above.iter().all(|above| outcome.artifacts.contains_key(above)) {
+                    let upstream: HashMap<_, _> = above.iter().map(|above| (*above, outcome.artifacts[above].clone())).collect();
+                    running.push(self.stage(stage, upstream, &resolver, &device));
+                    waiting.remove(index);
+                } else {
+                    index += 1;
+                }
+            }
+            let Some((stage, result)) = running.next().await else { break };
+            match result {
+                Ok((manifest, key, executed)) => {
+                    outcome.executed += usize::from(executed);
+                    let digests: BTreeMap<&String, &String> = manifest.outputs.iter().map(|(name, table)| (name, &table.digest)).collect();
+                    keys.insert(self.plan.stage(stage).name.clone(), json!({ "key": key.key, "executed": executed, "digests": digests }));
+                    let gate = check_yield(self.plan.stage(stage), &manifest);
+                    outcome.artifacts.insert(stage, Arc::new(manifest));
+                    if let Err(failure) = gate {
+                        self.fail(stage, failure, &mut outcome, &mut lost);
+                    }
+                }
+                Err(failure) => self.fail(stage, failure, &mut outcome, &mut lost),
+            }
+        }
+        drop(running);
+        self.record(started, keys, &outcome).await?;
+        Ok(outcome)
+    }
+
+    fn fail(&self, stage: StageIndex, failure: Failure, outcome: &mut Outcome, lost: &mut HashSet<StageIndex>) {
+        (self.tell)(Event::Failed { stage: self.plan.stage(stage).name.clone(), failure: failure.clone() });
+        outcome.failures.push((stage, failure));
+        outcome.artifacts.remove(&stage);
+        lost.insert(stage);
+    }
+
+    async fn stage(
+        &self,
+        index: StageIndex,
+        upstream: HashMap<StageIndex, Arc<Manifest>>,
+        resolver: &Resolver<'_>,
+        device: &tokio::sync::Semaphore,
+    ) -> (StageIndex, Result<(Manifest, StageKey, bool), Failure>) {
+        (index, self.stage_result(index, upstream, resolver, device).await)
+    }
+
+    async fn stage_result(
+        &self,
+        index: StageIndex,
+        upstream: HashMap<StageIndex, Arc<Manifest>>,
+        resolver: &Resolver<'_>,
+        device: &tokio::sync::Semaphore,
+    ) -> Result<(Manifest, StageKey, bool), Failure> {
+        let stage = self.plan.stage(index);
+        let (key, generation, reasons) = match resolver.status(index, &upstream).await? {
+            Status::Hit { key, manifest, .. } => {
+                (self.tell)(Event::Cached { stage: stage.name.clone(), rows: main_rows(&manifest) });
+                return Ok(((*manifest).clone(), key, false));
+            }
+            Status::Run { key, generation, reasons } => (key, generation, reasons),
+            Status::Unknown { after } => return Err(Failure::bug(format!("stages {after:?} were to run first"))),
+        };
+        let _device = match stage.operator.resource() {
+            Resource::Device => Some(device.acquire().await.map_err(|error| Failure::bug(error.to_string()))?),
+            Resource::None | Resource::Teacher => None,
+        };
+        (self.tell)(Event::Started { stage: stage.name.clone(), reasons: reasons.iter().map(Reason::to_string).collect() });
+        let began = Instant::now();
+        let counters = self.counters(index);
+        let run = StageRun {
+            plan: self.plan,
+            index,
+            key: &key,
+            generation,
+            upstream: &upstream,
+            environment: &self.environment,
+            counters: counters.clone(),
+            round_trip: self.options.round_trip,
+            run: &self.id,
+        };
+        let manifest = run.execute().await?;
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        (self.tell)(Event::Finished(StageReport {
+            stage: stage.name.clone(),
+            rows: main_rows(&manifest),
+            rejects: manifest.outputs.get(crate::operator::REJECTS_OUTPUT).map_or(0, |table| table.rows),
+            seconds: began.elapsed().as_secs_f64(),
+            calls: load(&counters.calls),
+            memo_hits: load(&counters.memo_hits),
+            partitions: load(&counters.partitions),
+        }));
+        Ok((manifest, key, true))
+    }
+
+    /// Writes the run's record, unless nothing happened that the last one doesn't say.
+    async fn record(&self, started: chrono::DateTime<chrono::Utc>, stages: BTreeMap<String, Value>, outcome: &Outcome) -> Result<(), Failure> {
+        if outcome.executed == 0 && outcome.failures.is_empty() {
+            return Ok(());
+        }
+        let failures: BTreeMap<&str, &Failure> =
+            outcome.failures.iter().map(|(index, failure)| (self.plan.stage(*index).name.as_str(), failure)).collect();
+        let record = json!({
+            "run": self.id, "pipeline": self.plan.pipeline, "started": started, "finished": chrono::Utc::now(),
+            "stages": stages, "failures": failures,
+        });
+        let path = Path::from_iter(["runs", &self.plan.pipeline, &format!("{}.json", self.id)]);
+        self.environment.store.write(&path, record.to_string().into()).await
+    }
+}

@@ -1,0 +1,296 @@
+//! The files that a source reads: listed before anything is read, then opened in the state in which they were listed.
+
+use std::{
+    path::{Path as FilePath, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arrow::{
+    array::{ArrayRef, AsArray, RecordBatch, StringArray, UInt64Array},
+    datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type},
+};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use globset::{GlobBuilder, GlobMatcher};
+use object_store::{GetOptions, ObjectStore, path::Path};
+use serde_json::{Value, json};
+
+use crate::{failure::Failure, operator::Source};
+
+/// A file of a source, as it was listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Where it is: a local path or an `s3://` URL.
+    pub url: String,
+    /// Its path under the fixed part of the glob that found it.
+    pub path: String,
+    /// Its path relative to the pipeline file's folder, or within the bucket.
+    pub source: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its state: an etag, or on a local disk the modification time, or the content's digest where that is too young.
+    pub version: String,
+}
+
+/// Files that changed less than this ago may change again within one tick of the file system's clock.
+const YOUNG: Duration = Duration::from_secs(2);
+
+impl SourceFile {
+    /// The files in a batch of a file table.
+    ///
+    /// # Errors
+    /// A bug, if the batch isn't of a file table.
+    pub fn of_rows(rows: &RecordBatch) -> Result<Vec<Self>, Failure> {
+        let text = |name: &str| {
+            let column = rows.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
+            column.ok_or_else(|| Failure::bug(format!("no column `{name}` in a table of files")))
+        };
+        let (url, path, source, version) = (text("url")?, text("path")?, text("source")?, text("version")?);
+        let size = rows.column_by_name("size").and_then(|column| column.as_primitive_opt::<UInt64Type>());
+        let size = size.ok_or_else(|| Failure::bug("no column `size` in a table of files"))?;
+        Ok((0..rows.num_rows())
+            .map(|row| Self {
+                url: url.value(row).to_owned(),
+                path: path.value(row).to_owned(),
+                source: source.value(row).to_owned(),
+                size: size.value(row),
+                version: version.value(row).to_owned(),
+            })
+            .collect())
+    }
+
+    /// Its content.
+    ///
+    /// # Errors
+    /// When it isn't any more what was listed, or can't be read.
+    pub async fn read(&self) -> Result<Bytes, Failure> {
+        let changed = || {
+            Failure::external(format!("`{}` changed while it was being read", self.source))
+                .hint("run again once nobody writes to it any more")
+        };
+        if self.url.contains("://") {
+            let (store, path) = bucket(&self.url)?;
+            let options = GetOptions { if_match: Some(self.version.clone()), ..GetOptions::default() };
+            return match store.get_opts(&path, options).await {
+                Ok(found) => Ok(found.bytes().await?),
+                Err(object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. }) => Err(changed()),
+                Err(error) => Err(error.into()),
+            };
+        }
+        let file = PathBuf::from(&self.url);
+        let content = tokio::fs::read(&file)
+            .await
+            .map_err(|error| Failure::external(format!("`{}` can't be read: {error}", self.source)))?;
+        let metadata = tokio::fs::metadata(&file).await?;
+        let now = if self.version.starts_with("blake3:") {
+            format!("blake3:{}", blake3::hash(&content).to_hex())
+        } else {
+            modified(&metadata)?
+        };
+        if metadata.len() != self.size || content.len() as u64 != self.size || now != self.version {
+            return Err(changed());
+        }
+        Ok(content.into())
+    }
+
+    /// What of it enters a key.
+    pub(crate) fn identity(&self) -> Value {
+        json!([self.path, self.size, self.version])
+    }
+}
+
+fn modified(metadata: &std::fs::Metadata) -> Result<String, Failure> {
+    let since = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("modified:{}", since.as_nanos()))
+}
+
+fn bucket(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
+    let parsed = url::Url::parse(url).map_err(|error| Failure::data(format!("`{url}` is no URL: {error}")))?;
+    if parsed.scheme() != "s3" {
+        return Err(Failure::data(format!("can't read from a `{}://` URL", parsed.scheme()))
+            .hint("use a local path or `s3://bucket/path`"));
+    }
+    let store = object_store::aws::AmazonS3Builder::from_env().with_url(url).build()?;
+    let path = Path::from_url_path(parsed.path()).map_err(|error| Failure::data(error.to_string()))?;
+    Ok((Arc::new(store), path))
+}
+
+/// Lists the files of a source, sorted by path. `folder` is where the pipeline file is.
+///
+/// # Errors
+/// When a path matches nothing, the same relative path comes from two places, or a place can't be listed.
+pub(crate) async fn list(source: &Source, folder: &FilePath) -> Result<Vec<SourceFile>, Failure> {
+    let exclude: Vec<GlobMatcher> = source.exclude.iter().map(|glob| matcher(glob)).collect::<Result<_, _>>()?;
+    let mut files: Vec<SourceFile> = Vec::new();
+    for written in &source.paths {
+        let found = if written.contains("://") { list_bucket(written).await? } else { list_local(written, folder)? };
+        let before = files.len();
+        files.extend(found.into_iter().filter(|file| !exclude.iter().any(|glob| glob.is_match(&file.path))));
+        if files.len() == before {
+            return Err(Failure::data(format!("`{written}` matches no file"))
+                .hint("paths are relative to the pipeline file; `**` matches folders, `*` names, `{a,b}` either"));
+        }
+    }
+    files.sort_by(|a, b| (&a.path, &a.url).cmp(&(&b.path, &b.url)));
+    files.dedup();
+    if let Some(pair) = files.windows(2).find(|pair| pair[0].path == pair[1].path) {
+        return Err(Failure::data(format!("`{}` and `{}` would both be `{}`", pair[0].source, pair[1].source, pair[0].path))
+            .hint("read them in two stages, or move the glob's first wildcard up to the folder that tells them apart"));
+    }
+    Ok(files)
+}
+
+fn matcher(glob: &str) -> Result<GlobMatcher, Failure> {
+    let glob = GlobBuilder::new(glob).literal_separator(true).build();
+    Ok(glob.map_err(|error| Failure::data(format!("a glob that can't be read: {error}")))?.compile_matcher())
+}
+
+/// Splits a path into the part without wildcards and the glob below it.
+fn fixed_part(path: &str) -> (&str, &str) {
+    let wildcard = path.find(['*', '?', '[', '{']).unwrap_or(path.len());
+    let wild = if wildcard == path.len() { path.rfind('/').map_or(0, |at| at + 1) } else { path[..wildcard].rfind('/').map_or(0, |at| at + 1) };
+    path.split_at(wild)
+}
+
+fn list_local(written: &str, folder: &FilePath) -> Result<Vec<SourceFile>, Failure> {
+    let (fixed, glob) = fixed_part(written);
+    let root = folder.join(fixed);
+    let glob = matcher(glob)?;
+    let mut files = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(next) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&next) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let Ok(relative) = path.strip_prefix(&root) else { continue };
+            let Some(relative) = relative.to_str() else {
+                return Err(Failure::data(format!("the file name `{}` isn't UTF-8", relative.display())).hint("rename it"));
+            };
+            if glob.is_match(relative) {
+                let metadata = std::fs::metadata(&path)?;
+                let young = metadata.modified()?.elapsed().map_or(true, |age| age < YOUNG);
+                let version = if young {
+                    format!("blake3:{}", blake3::hash(&std::fs::read(&path)?).to_hex())
+                } else {
+                    modified(&metadata)?
+                };
+                files.push(SourceFile {
+                    url: path.to_string_lossy().into_owned(),
+                    path: relative.to_owned(),
+                    source: format!("{fixed}{relative}"),
+                    size: metadata.len(),
+                    version,
+                });
+            }
+        }
+    }
+    Ok(files)
+}
+
+async fn list_bucket(written: &str) -> Result<Vec<SourceFile>, Failure> {
+    let (fixed, glob) = fixed_part(written);
+    let glob = matcher(glob)?;
+    let (store, prefix) = bucket(fixed)?;
+    let found: Vec<_> = store.list(Some(&prefix)).try_collect().await?;
+    let root = url::Url::parse(fixed).map_err(|error| Failure::data(error.to_string()))?;
+    let mut files = Vec::new();
+    for meta in found {
+        let Some(relative) = meta.location.prefix_match(&prefix) else { continue };
+        let relative = relative.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/");
+        if glob.is_match(&relative) {
+            files.push(SourceFile {
+                url: format!("s3://{}/{}", root.host_str().unwrap_or_default(), meta.location),
+                path: relative,
+                source: meta.location.to_string(),
+                size: meta.size,
+                version: meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339()),
+            });
+        }
+    }
+    Ok(files)
+}
+
+/// A table of files in groups, one partition each, with a digest of each group.
+pub(crate) struct FileGroups {
+    pub schema: SchemaRef,
+    pub partitions: Vec<Vec<RecordBatch>>,
+    pub digests: Vec<String>,
+}
+
+/// Puts files into groups by a hash of their relative path. The number of groups is a power of two by their total size, so
+/// that a new file changes one group.
+pub(crate) fn group(files: &[SourceFile], group_bytes: u64) -> Result<FileGroups, Failure> {
+    let bytes: u64 = files.iter().map(|file| file.size).sum();
+    let count = bytes.div_ceil(group_bytes).max(1).next_power_of_two().min(4096);
+    let mut groups: Vec<Vec<&SourceFile>> = vec![Vec::new(); usize::try_from(count).unwrap_or(1)];
+    for file in files {
+        let hash = blake3::hash(file.path.as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash.as_bytes()[..8]);
+        let group = usize::try_from(u64::from_le_bytes(first) % count).unwrap_or(0);
+        groups[group].push(file);
+    }
+    groups.retain(|group| !group.is_empty());
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    let schema =
+        Arc::new(Schema::new(vec![text("url"), text("path"), text("source"), Field::new("size", DataType::UInt64, false), text("version")]));
+    let mut partitions = Vec::new();
+    let mut digests = Vec::new();
+    for group in groups {
+        let column = |of: fn(&SourceFile) -> &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(group.iter().map(|file| of(file)))) };
+        let sizes: ArrayRef = Arc::new(UInt64Array::from_iter_values(group.iter().map(|file| file.size)));
+        let columns = vec![column(|file| &file.url), column(|file| &file.path), column(|file| &file.source), sizes, column(|file| &file.version)];
+        partitions.push(vec![RecordBatch::try_new(schema.clone(), columns)?]);
+        let identity: Vec<Value> = group.iter().map(|file| file.identity()).collect();
+        digests.push(crate::key::key("files", &identity.into()));
+    }
+    Ok(FileGroups { schema, partitions, digests })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fixed_part_ends_before_the_first_wildcard() {
+        assert_eq!(fixed_part("docs/**/*.md"), ("docs/", "**/*.md"));
+        assert_eq!(fixed_part("docs/a/exam.jsonl"), ("docs/a/", "exam.jsonl"));
+        assert_eq!(fixed_part("*.md"), ("", "*.md"));
+        assert_eq!(fixed_part("docs/{a,b}/x"), ("docs/", "{a,b}/x"));
+    }
+
+    #[test]
+    fn a_new_file_changes_one_group() {
+        let file = |n: usize| SourceFile {
+            url: format!("/x/{n}"),
+            path: format!("{n}"),
+            source: format!("x/{n}"),
+            size: 100,
+            version: "1".into(),
+        };
+        let files: Vec<_> = (0..100).map(file).collect();
+        let more: Vec<_> = (0..101).map(file).collect();
+        let (before, after) = (group(&files, 1000).expect("groups"), group(&more, 1000).expect("groups"));
+        let kept = after.digests.iter().filter(|digest| before.digests.contains(digest)).count();
+        assert_eq!(kept + 1, after.digests.len());
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_noticed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("a.txt");
+        std::fs::write(&file, "one").expect("written");
+        let source = Source { paths: vec!["*.txt".into()], exclude: vec![] };
+        let files = list(&source, folder.path()).await.expect("listed");
+        assert_eq!(files[0].read().await.expect("unchanged"), "one");
+        std::fs::write(&file, "two").expect("written");
+        assert!(files[0].read().await.expect_err("changed").message.contains("changed while"));
+        let none = Source { paths: vec!["*.md".into()], exclude: vec![] };
+        assert!(list(&none, folder.path()).await.expect_err("nothing there").message.contains("matches no file"));
+    }
+}

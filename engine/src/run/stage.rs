@@ -1,0 +1,327 @@
+//! Running one stage: from a lowering to a committed artifact.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, atomic::Ordering},
+};
+
+use arrow::array::AsArray;
+use datafusion::{
+    datasource::memory::MemorySourceConfig,
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, sorts::sort::SortExec},
+};
+use futures::{StreamExt, TryStreamExt};
+use serde_json::{Value, json};
+
+use super::{
+    codec,
+    context::{Counters, Environment},
+    node::{PartitionSource, StageExec, StageRuntime, StageWork, by_row_id},
+    resolve::StageKey,
+    session, sources,
+    table::{self, Table, scan},
+    task::{TaskWork, run_task},
+    worker::run_in_child,
+};
+use crate::{
+    digest::RowsDigest,
+    failure::Failure,
+    key,
+    operator::{DEFAULT_OUTPUT, Lowering, Ports, REJECTS_OUTPUT, Resource},
+    plan::{Plan, Stage, StageIndex},
+    schema::{PortSchemas, SchemaBytes},
+    store::{Action, FORMAT, Manifest, Part, PartitionRecord, TableManifest},
+};
+
+/// A stage that is about to run.
+pub(crate) struct StageRun<'a> {
+    pub plan: &'a Plan,
+    pub index: StageIndex,
+    pub key: &'a StageKey,
+    pub generation: u64,
+    pub upstream: &'a HashMap<StageIndex, Arc<Manifest>>,
+    pub environment: &'a Arc<Environment>,
+    pub counters: Arc<Counters>,
+    /// Whether plans are encoded and decoded before they run.
+    pub round_trip: bool,
+    pub run: &'a str,
+}
+
+impl StageRun<'_> {
+    fn stage(&self) -> &Stage {
+        self.plan.stage(self.index)
+    }
+
+    /// Runs the stage and commits what it gives.
+    pub(crate) async fn execute(&self) -> Result<Manifest, Failure> {
+        let started = std::time::Instant::now();
+        let stage = self.stage();
+        let tables = self.tables()?;
+        let (records, unique) = match stage.operator.lower(&stage.inputs) {
+            Lowering::Task(_) => (vec![self.task(&tables).await?], false),
+            Lowering::Rows { query, stream } => {
+                let unique = query.as_ref().is_some_and(|query| query.unique) || stage.operator.source().is_some();
+                let plan = self.physical(query.map(|query| query.sql), stream.is_some(), &tables).await?;
+                (self.partitions(plan).await?, unique)
+            }
+        };
+        let manifest = self.manifest(records);
+        if unique {
+            self.check_unique(&manifest).await?;
+        }
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        let action = Action {
+            format: FORMAT,
+            manifest: String::new(),
+            preimage: self.key.preimage.clone(),
+            filled_by: json!({
+                "pipeline": self.plan.pipeline, "stage": stage.name, "run": self.run,
+                "attempt": uuid::Uuid::now_v7(), "device": self.environment.device,
+            }),
+            usage: json!({
+                "seconds": started.elapsed().as_secs_f64(), "calls": load(&counters.calls), "memo_hits": load(&counters.memo_hits),
+                "input_tokens": load(&counters.input_tokens), "output_tokens": load(&counters.output_tokens),
+            }),
+        };
+        self.environment.store.commit(&self.key.key, self.generation, manifest, action).await
+    }
+
+    fn tables(&self) -> Result<BTreeMap<String, Vec<Table>>, Failure> {
+        let stage = self.stage();
+        let mut tables: BTreeMap<String, Vec<Table>> = BTreeMap::new();
+        for ((port, position), (above, output)) in self.plan.reads(self.index) {
+            let manifest = self.upstream.get(&above).and_then(|manifest| manifest.outputs.get(output));
+            let input = stage.inputs.all(port).get(position);
+            let (Some(manifest), Some(input)) = (manifest, input) else {
+                return Err(Failure::bug(format!("nothing is known of what arrives at `{port}`")));
+            };
+            tables.entry(port.to_owned()).or_default().push(Table::new(self.environment, input.schema.clone(), manifest.clone()));
+        }
+        Ok(tables)
+    }
+
+    fn outputs(&self) -> BTreeMap<String, SchemaBytes> {
+        self.stage().outputs.iter().map(|output| (output.name.clone(), SchemaBytes::new(&output.schema))).collect()
+    }
+
+    fn refresh(&self) -> Option<String> {
+        self.stage().refresh.as_ref().map(Value::to_string)
+    }
+
+    async fn task(&self, tables: &BTreeMap<String, Vec<Table>>) -> Result<PartitionRecord, Failure> {
+        let stage = self.stage();
+        let name = key::key("task", &json!({ "key": self.key.key, "generation": self.generation }));
+        let work = TaskWork {
+            operator: stage.operator_type.name.to_owned(),
+            version: stage.operator_type.version,
+            config: stage.config.clone(),
+            inputs: PortSchemas::new(&stage.inputs),
+            tables: tables
+                .iter()
+                .map(|(port, tables)| (port.clone(), tables.iter().map(|table| table.manifest().clone()).collect()))
+                .collect(),
+            outputs: self.outputs(),
+            seed: stage.seed,
+            refresh: self.refresh(),
+            folder: format!("parts/{}/{name}", self.key.step),
+        };
+        match stage.operator.resource() {
+            Resource::Device => run_in_child(work, self.environment, self.counters.clone()).await,
+            Resource::None | Resource::Teacher => run_task(&work, self.environment.clone(), self.counters.clone()).await,
+        }
+    }
+
+    /// The physical plan: a scan of source files, of the first port's parts, or of a query's result, under our node.
+    async fn physical(
+        &self,
+        query: Option<String>,
+        transform: bool,
+        tables: &BTreeMap<String, Vec<Table>>,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>, Failure> {
+        let stage = self.stage();
+        let (input, partitioning): (Arc<dyn ExecutionPlan>, _) = if let Some(sql) = query {
+            let bytes = tables.values().flatten().map(|table| table.manifest().content_bytes()).sum();
+            let partitions = session::partitions(self.environment, bytes);
+            let context = session::context(self.environment, partitions);
+            table::register(&context, tables, partitions)?;
+            let plan = context.sql(&sql).await?.create_physical_plan().await?;
+            let ordering = by_row_id(&plan.schema())?;
+            let sorted = Arc::new(SortExec::new(ordering, plan).with_preserve_partitioning(true));
+            (sorted, PartitionSource::Query(key::key("query inputs", &self.key.preimage["inputs"])))
+        } else if stage.operator.source().is_some() {
+            let groups = sources::group(&self.key.files, self.environment.part_bytes / 2)?;
+            let scan = MemorySourceConfig::try_new_exec(&groups.partitions, groups.schema, None)?;
+            (scan, PartitionSource::Files(groups.digests))
+        } else {
+            let Ports::Named(ports) = stage.operator.ports() else {
+                return Err(Failure::bug("an operator with any ports needs a query"));
+            };
+            let main = ports.first().and_then(|port| tables.get(port.name)).and_then(|tables| tables.first());
+            let main = main.ok_or_else(|| Failure::bug("nothing arrives at the first port"))?;
+            let parts = &main.manifest().parts;
+            if parts.is_empty() {
+                return Ok(None);
+            }
+            let digests = parts.iter().map(|part| (part.path.clone(), part.digest.clone())).collect();
+            (scan(main.schema().clone(), parts.iter().map(|part| vec![part]).collect(), None)?, PartitionSource::Parts(digests))
+        };
+        let work = StageWork {
+            operator: stage.operator_type.name.to_owned(),
+            version: stage.operator_type.version,
+            config: stage.config.clone(),
+            inputs: PortSchemas::new(&stage.inputs),
+            outputs: self.outputs(),
+            transform,
+            seed: stage.seed,
+            refresh: self.refresh(),
+            blobs: tables
+                .iter()
+                .filter_map(|(port, tables)| Some((port, tables.first()?)))
+                .filter(|(_, table)| !table.manifest().blobs.is_empty())
+                .map(|(port, table)| (port.clone(), (SchemaBytes::new(table.schema()), table.manifest().clone())))
+                .collect(),
+            step: self.key.step.clone(),
+            generation: self.generation,
+            partitioning,
+        };
+        Ok(Some(Arc::new(StageExec::new(Arc::new(work), input))))
+    }
+
+    /// Runs every partition of a stage plan and gives their records in the order of the partitions.
+    async fn partitions(&self, plan: Option<Arc<dyn ExecutionPlan>>) -> Result<Vec<PartitionRecord>, Failure> {
+        let Some(plan) = plan else { return Ok(Vec::new()) };
+        let count = plan.output_partitioning().partition_count();
+        let runtime = StageRuntime { environment: self.environment.clone(), counters: self.counters.clone() };
+        let config = session::config(count).with_extension(Arc::new(runtime));
+        let session = datafusion::prelude::SessionContext::new_with_config_rt(config, self.environment.runtime.clone());
+        let plan = if self.round_trip { codec::round_trip(plan, &session.task_ctx())? } else { plan };
+        self.counters.partitions.store(count as u64, Ordering::Relaxed);
+        // A teacher's rows wait, they don't compute: they need no slot, and rows of few partitions keep it busy.
+        let asks = self.stage().operator.resource() == Resource::Teacher;
+        let at_once = if asks { 8 } else { count.max(1) };
+        let mut records: Vec<(usize, PartitionRecord)> = futures::stream::iter(0..count)
+            .map(|partition| {
+                let (plan, context) = (plan.clone(), session.task_ctx());
+                async move {
+                    let _slot = match asks {
+                        true => None,
+                        false => Some(self.environment.slots.clone().acquire_owned().await.map_err(|error| Failure::bug(error.to_string()))?),
+                    };
+                    let work = async move {
+                        let batches: Vec<_> = plan.execute(partition, context)?.try_collect().await?;
+                        let text = batches.first().and_then(|batch| batch.column(0).as_string_opt::<i32>().map(|text| text.value(0).to_owned()));
+                        let text = text.ok_or_else(|| Failure::bug("a partition without a record"))?;
+                        serde_json::from_str(&text).map_err(|error| Failure::bug(error.to_string()))
+                    };
+                    let record = Abort(tokio::spawn(work)).await?;
+                    Counters::add(&self.counters.partitions_done, 1);
+                    Ok::<_, Failure>((partition, record))
+                }
+            })
+            .buffer_unordered(at_once)
+            .try_collect()
+            .await?;
+        records.sort_by_key(|(partition, _)| *partition);
+        Ok(records.into_iter().map(|(_, record)| record).collect())
+    }
+
+    fn manifest(&self, records: Vec<PartitionRecord>) -> Manifest {
+        let units = records.iter().map(|record| record.units).sum();
+        let outputs = self
+            .stage()
+            .outputs
+            .iter()
+            .map(|output| {
+                let parts: Vec<Part> = records.iter().filter_map(|record| record.outputs.get(&output.name)).flatten().cloned().collect();
+                let blobs = records.iter().filter_map(|record| record.blobs.get(&output.name)).flatten().cloned().collect();
+                (output.name.clone(), TableManifest::new(&output.schema, parts, blobs))
+            })
+            .collect();
+        Manifest::new(outputs, units)
+    }
+
+    /// Row ids that aren't made by an operator from ids that are unique can repeat: then the stage fails and names the rows.
+    async fn check_unique(&self, manifest: &Manifest) -> Result<(), Failure> {
+        for output in self.stage().outputs.iter().filter(|output| output.name != REJECTS_OUTPUT) {
+            let Some(table) = manifest.outputs.get(&output.name) else { continue };
+            if output.schema.column_with_name("row_id").is_none() || table.rows < 2 {
+                continue;
+            }
+            let table = Table::new(self.environment, output.schema.clone(), table.clone());
+            let inputs: BTreeMap<_, _> = [("rows".to_owned(), vec![table])].into();
+            let telling: Vec<&str> = ["doc_id", "question_id", "source"]
+                .into_iter()
+                .filter(|name| output.schema.column_with_name(name).is_some())
+                .collect();
+            let extremes: String = telling.iter().map(|name| format!(", min({name}), max({name})")).collect();
+            let sql = format!("select row_id{extremes} from rows group by row_id having count(*) > 1 order by row_id limit 3");
+            let found: Vec<_> = table::query(self.environment, &inputs, &sql).await?.try_collect().await?;
+            let mut rows = Vec::new();
+            for batch in &found {
+                for row in 0..batch.num_rows() {
+                    let cell = |column: usize| arrow::util::display::array_value_to_string(batch.column(column), row);
+                    let mut text = vec![format!("row_id `{}`", cell(0)?)];
+                    for (place, name) in telling.iter().enumerate() {
+                        let (low, high) = (cell(1 + 2 * place)?, cell(2 + 2 * place)?);
+                        text.push(if low == high { format!("{name} `{low}`") } else { format!("{name} `{low}` and `{high}`") });
+                    }
+                    rows.push(text.join(", "));
+                }
+            }
+            if !rows.is_empty() {
+                return Err(Failure::data(format!("rows with the same id: {}", rows.join("; ")))
+                    .hint("ids must be unique in an output: give the documents or questions ids of their own, or widen `key`"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Awaits a spawned future and aborts it when dropped, so that a cancelled stage stops at once.
+struct Abort<T>(tokio::task::JoinHandle<Result<T, Failure>>);
+
+impl<T> Future for Abort<T> {
+    type Output = Result<T, Failure>;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        std::pin::Pin::new(&mut self.0).poll(context).map(|joined| match joined {
+            Ok(result) => result,
+            Err(error) => Err(Failure::bug(format!("a partition's thread ended: {error}"))),
+        })
+    }
+}
+
+impl<T> Drop for Abort<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Fails a stage that accepted too small a share of its units.
+///
+/// # Errors
+/// When it did, with the reasons by number.
+pub(crate) fn check_yield(stage: &Stage, manifest: &Manifest) -> Result<(), Failure> {
+    let rejects = manifest.outputs.get(REJECTS_OUTPUT).map_or(0, |table| table.rows);
+    if rejects == 0 || manifest.units == 0 {
+        return Ok(());
+    }
+    let accepted = 1.0 - rejects as f64 / manifest.units as f64;
+    if accepted >= stage.min_yield {
+        return Ok(());
+    }
+    Err(Failure::data(format!(
+        "{rejects} of {} units of work were rejected: {:.0} % accepted, {:.0} % demanded by `min_yield`",
+        manifest.units,
+        accepted.max(0.0) * 100.0,
+        stage.min_yield * 100.0
+    ))
+    .hint(format!("see why with `show FILE {}.{REJECTS_OUTPUT}`; lower `min_yield` if that is as it should be", stage.name)))
+}
+
+/// Rows and bytes of an artifact's default output, or of its first one.
+pub(crate) fn main_rows(manifest: &Manifest) -> u64 {
+    let main = manifest.outputs.get(DEFAULT_OUTPUT).or_else(|| manifest.outputs.values().next());
+    main.map_or(RowsDigest::default().rows, |table| table.rows)
+}

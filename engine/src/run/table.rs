@@ -1,0 +1,265 @@
+//! Tables of committed artifacts, opened.
+
+use std::{
+    collections::BTreeMap,
+    path::{Component, PathBuf},
+    sync::Arc,
+};
+
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::{
+    catalog::{Session, TableProvider},
+    datasource::{
+        listing::PartitionedFile,
+        physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource},
+        source::DataSourceExec,
+    },
+    error::DataFusionError,
+    execution::{SendableRecordBatchStream, object_store::ObjectStoreUrl},
+    logical_expr::{Expr, TableType},
+    physical_plan::{ExecutionPlan, stream::RecordBatchStreamAdapter},
+};
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::{context::Environment, session};
+use crate::{
+    failure::Failure,
+    store::{Part, Store, TableManifest},
+};
+
+/// Under which URL the store is known to DataFusion.
+pub(crate) const STORE_URL: &str = "ingrain://store/";
+
+/// An output of a committed stage, opened for reading.
+#[derive(Debug, Clone)]
+pub struct Table {
+    store: Store,
+    cache: PathBuf,
+    schema: SchemaRef,
+    manifest: Arc<TableManifest>,
+}
+
+impl Table {
+    /// The table that `manifest` names. `schema` is what it was bound with.
+    pub fn new(environment: &Environment, schema: SchemaRef, manifest: TableManifest) -> Self {
+        Self { store: environment.store.clone(), cache: environment.cache.clone(), schema, manifest: Arc::new(manifest) }
+    }
+
+    /// Its columns.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// What the store says of it.
+    pub fn manifest(&self) -> &TableManifest {
+        &self.manifest
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> u64 {
+        self.manifest.rows
+    }
+
+    /// Digest over rows and schema.
+    pub fn digest(&self) -> &str {
+        &self.manifest.digest
+    }
+
+    /// Its rows, part after part, each in its order.
+    ///
+    /// # Errors
+    /// When a part can't be opened; what fails later comes out of the stream.
+    pub async fn stream(&self) -> Result<SendableRecordBatchStream, Failure> {
+        let store = self.store.clone();
+        let schema = self.schema.clone();
+        let parts: Vec<Part> = self.manifest.parts.clone();
+        let batches = futures::stream::iter(parts)
+            .then(move |part| {
+                let (store, schema) = (store.clone(), schema.clone());
+                async move { read_part(&store, &part, schema).await }
+            })
+            .try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), batches)))
+    }
+
+    /// All rows at once: for small tables only.
+    ///
+    /// # Errors
+    /// When a part can't be read.
+    pub async fn collect(&self) -> Result<Vec<RecordBatch>, Failure> {
+        Ok(self.stream().await?.try_collect().await?)
+    }
+
+    /// The content of the blob called `name`.
+    ///
+    /// # Errors
+    /// When there is no such blob, or it isn't what the manifest says.
+    pub async fn blob(&self, name: &str) -> Result<Bytes, Failure> {
+        let blob = self.manifest.blobs.iter().find(|blob| blob.name == name).ok_or_else(|| {
+            let names: Vec<_> = self.manifest.blobs.iter().map(|blob| format!("`{}`", blob.name)).collect();
+            Failure::data(format!("no file `{name}` in this artifact, which has {}", names.join(", ")))
+        })?;
+        let content = self.store.read(&Path::from(blob.path.as_str())).await?;
+        match content {
+            Some(content) if blake3::hash(&content).to_hex().as_str() == blob.digest => Ok(content),
+            Some(_) => Err(Failure::external(format!("`{}` doesn't hold what its manifest says", blob.path))
+                .hint("run with `--force` for the stage that made it")),
+            None => Err(Failure::external(format!("`{}` is missing", blob.path)).hint("run again: it is made anew")),
+        }
+    }
+
+    /// The blobs `name/...`, materialised in a local folder that other runs share: don't write there.
+    ///
+    /// # Errors
+    /// When there are none, or one isn't what the manifest says.
+    pub async fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
+        let prefix = format!("{name}/");
+        let blobs: Vec<_> = self.manifest.blobs.iter().filter(|blob| blob.name.starts_with(&prefix)).collect();
+        if blobs.is_empty() {
+            return Err(Failure::data(format!("no folder `{name}` in this artifact")));
+        }
+        let mut hasher = blake3::Hasher::new();
+        for blob in &blobs {
+            hasher.update(blob.name.as_bytes()).update(&[0]).update(blob.digest.as_bytes());
+        }
+        let folder = self.cache.join("blobs").join(hasher.finalize().to_hex().as_str());
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        let parent = self.cache.join("blobs");
+        std::fs::create_dir_all(&parent)?;
+        let staging = tempfile::Builder::new().prefix(".staging").tempdir_in(&parent)?;
+        for blob in blobs {
+            let relative = std::path::Path::new(&blob.name[prefix.len()..]);
+            if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+                return Err(Failure::data(format!("the blob name `{}` leaves its folder", blob.name)));
+            }
+            let file = staging.path().join(relative);
+            if let Some(parent) = file.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::write(&file, self.blob(&blob.name).await?)?;
+        }
+        match std::fs::rename(staging.path(), &folder) {
+            Ok(()) => {}
+            Err(_) if folder.is_dir() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(folder)
+    }
+}
+
+/// Parts are a few MiB of content: one is fetched whole, then decoded batch by batch.
+async fn read_part(store: &Store, part: &Part, schema: SchemaRef) -> Result<SendableRecordBatchStream, DataFusionError> {
+    let content = store.read(&Path::from(part.path.as_str())).await?;
+    let content = content.ok_or_else(|| Failure::external(format!("`{}` is missing", part.path)).hint("run again: it is made anew"))?;
+    let rows = ParquetRecordBatchReaderBuilder::try_new(content)?.with_batch_size(1024).build()?;
+    let batch_schema = schema.clone();
+    let rows = rows.map(move |batch| Ok(RecordBatch::try_new(batch_schema.clone(), batch?.columns().to_vec())?));
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(rows))))
+}
+
+/// A scan over parts: a partition for each group of them. Each part is read whole and in its order.
+pub(crate) fn scan(
+    schema: SchemaRef,
+    groups: Vec<Vec<&Part>>,
+    projection: Option<Vec<usize>>,
+) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+    let groups = groups
+        .into_iter()
+        .map(|parts| FileGroup::new(parts.into_iter().map(|part| PartitionedFile::new(part.path.clone(), part.bytes)).collect()))
+        .collect();
+    let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(STORE_URL)?, Arc::new(ParquetSource::new(schema)))
+        .with_file_groups(groups)
+        .with_projection_indices(projection)?
+        .build();
+    Ok(DataSourceExec::from_data_source(config))
+}
+
+/// A table that DataFusion queries read: explicit parts, never a listing.
+#[derive(Debug)]
+pub(crate) struct PartsTable {
+    table: Table,
+    partitions: usize,
+}
+
+impl PartsTable {
+    pub(crate) fn new(table: Table, partitions: usize) -> Self {
+        Self { table, partitions }
+    }
+}
+
+#[async_trait]
+impl TableProvider for PartsTable {
+    fn schema(&self) -> SchemaRef {
+        self.table.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        let parts = &self.table.manifest.parts;
+        let n = self.partitions.min(parts.len()).max(1);
+        let mut groups = vec![Vec::new(); n];
+        for (index, part) in parts.iter().enumerate() {
+            groups[index % n].push(part);
+        }
+        if parts.is_empty() {
+            let schema = match projection {
+                Some(columns) => Arc::new(self.table.schema.project(columns)?),
+                None => self.table.schema.clone(),
+            };
+            return Ok(Arc::new(datafusion::physical_plan::empty::EmptyExec::new(schema)));
+        }
+        scan(self.table.schema.clone(), groups, projection.cloned())
+    }
+}
+
+/// Runs a query over tables by port: `name`, or `name_0`, `name_1`, ... where there are several.
+///
+/// # Errors
+/// When the query can't be planned; a failure while it runs comes out of the stream.
+pub async fn query(
+    environment: &Environment,
+    inputs: &BTreeMap<String, Vec<Table>>,
+    sql: &str,
+) -> Result<SendableRecordBatchStream, Failure> {
+    let partitions = session::partitions(environment, inputs.values().flatten().map(|table| table.manifest.content_bytes()).sum());
+    let context = session::context(environment, partitions);
+    register(&context, inputs, partitions)?;
+    Ok(context.sql(sql).await?.execute_stream().await?)
+}
+
+/// Registers tables by port: `name`, or `name_0`, `name_1`, ... where a port takes a list.
+pub(crate) fn register(
+    context: &datafusion::prelude::SessionContext,
+    inputs: &BTreeMap<String, Vec<Table>>,
+    partitions: usize,
+) -> Result<(), Failure> {
+    for (port, tables) in inputs {
+        for (index, table) in tables.iter().enumerate() {
+            let provider = Arc::new(PartsTable::new(table.clone(), partitions));
+            if tables.len() == 1 {
+                context.register_table(quoted(port), provider.clone())?;
+            }
+            context.register_table(quoted(&format!("{port}_{index}")), provider)?;
+        }
+    }
+    Ok(())
+}
+
+fn quoted(name: &str) -> datafusion::common::TableReference {
+    datafusion::common::TableReference::bare(name.to_owned())
+}

@@ -1,0 +1,116 @@
+//! A pipeline as written: parsed, with values put in, each stage checked against its operator's schema, and not yet
+//! bound to a graph.
+
+mod credential;
+mod from;
+mod json_schema;
+mod reader;
+mod scalar;
+mod schema;
+mod size;
+mod tree;
+mod value;
+mod violation;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::Value;
+
+pub use self::{
+    from::{PortSpec, Reference},
+    json_schema::json_schema,
+    size::Size,
+    tree::{Entry, Kind, Node, Place},
+};
+use crate::{
+    diagnostic::{Diagnostic, Source, Span, sorted},
+    operator::{Operator, OperatorType, Registry},
+};
+
+/// A pipeline as written.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Its name; empty if that is missing.
+    pub pipeline: String,
+    /// What it is for.
+    pub description: Option<String>,
+    /// Where artifacts are kept, as written.
+    pub store: Option<String>,
+    /// Where everything that draws starts from.
+    pub seed: u64,
+    /// Entries of `models`, also those that are refused.
+    pub models: BTreeMap<String, Value>,
+    /// The stages, in the order of the file.
+    pub stages: Vec<StageSpec>,
+    /// The file with its values put in, for places.
+    pub root: Node,
+}
+
+/// A stage as written.
+#[derive(Debug, Clone)]
+pub struct StageSpec {
+    /// Its name.
+    pub name: String,
+    /// Where the name stands.
+    pub name_span: Span,
+    /// The word after `op:`; empty if that is missing.
+    pub op: String,
+    /// Where it stands; the stage's name if it is missing.
+    pub op_span: Span,
+    /// The whole stage without its name.
+    pub span: Span,
+    /// Its operator, and the operator's config with every default written out. `None` if something is wrong with the
+    /// stage, which has been reported then.
+    pub operator: Option<(&'static OperatorType, Arc<dyn Operator>, Value)>,
+    /// What it reads.
+    pub from: Vec<PortSpec>,
+    /// Where its draws start from, instead of the pipeline's seed.
+    pub seed: Option<u64>,
+    /// A scalar that makes it draw and ask anew when it changes.
+    pub refresh: Option<Value>,
+    /// The share of rows that has to be accepted, from 0 to 1.
+    pub min_yield: f64,
+    /// What it is for.
+    pub description: Option<String>,
+    /// The stage in the file.
+    node: Node,
+}
+
+impl StageSpec {
+    /// The place of a field, given as a JSON pointer below the stage (`/weights/1`). A field that isn't written has the
+    /// place of what it would stand in, and the stage itself that of its name.
+    pub fn span_of(&self, field_pointer: &str) -> Span {
+        let place = self.node.closest(field_pointer);
+        if std::ptr::eq(place.node, &self.node) { self.name_span } else { place.node.span }
+    }
+}
+
+impl Spec {
+    /// The stage called `name`.
+    pub fn stage(&self, name: &str) -> Option<&StageSpec> {
+        self.stages.iter().find(|stage| stage.name == name)
+    }
+}
+
+/// Reads a pipeline file.
+///
+/// `overrides` are pairs such as (`vars.tokens`, `10M`); `env` looks up `${env:NAME}`, whose value is always a text.
+/// Nothing but `source` and `env` is read. Gives all mistakes, by position, and the pipeline as far as it could be read:
+/// `None` only if the file isn't a YAML mapping. What a stage reads is checked for its form, not for whether it exists.
+pub fn parse(
+    source: &Source,
+    registry: &Registry,
+    overrides: &[(String, String)],
+    env: &dyn Fn(&str) -> Option<String>,
+) -> (Option<Spec>, Vec<Diagnostic>) {
+    let tree = tree::parse(source);
+    let (spec, mut diagnostics) = match tree.root {
+        Some(root) => reader::read(source, registry, overrides, env, root, tree.broken),
+        None => (None, Vec::new()),
+    };
+    diagnostics.extend(tree.diagnostics);
+    (spec, sorted(diagnostics))
+}

@@ -1,0 +1,253 @@
+//! The records on a store.
+//!
+//! ```text
+//! parts/<step>/<record>/<attempt>-<output>-<n>.parquet   rows of one partition; blobs lie beside them
+//! parts/<step>/<record>.json                              that partition's record, put if absent
+//! manifests/<digest>.json                                 an artifact
+//! actions/<stage key>/<generation>.json                   the commit, put if absent
+//! ```
+
+use std::collections::BTreeMap;
+
+use arrow::datatypes::Schema;
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{FORMAT, Store};
+use crate::{digest::RowsDigest, failure::Failure};
+
+/// A Parquet file of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Where it lies, from the store's root.
+    pub path: String,
+    /// Size of the file.
+    pub bytes: u64,
+    /// Number of rows.
+    pub rows: u64,
+    /// Bytes that the rows hold, uncompressed: what partitions are sized by.
+    pub content_bytes: u64,
+    /// [`RowsDigest`] of its rows.
+    pub digest: String,
+}
+
+/// A file of an artifact that isn't rows: weights, a tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Its name in the artifact (`checkpoint/config.json`).
+    pub name: String,
+    /// Where it lies, from the store's root.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// blake3 of its content, hex.
+    pub digest: String,
+}
+
+/// A column of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Its Arrow type.
+    pub r#type: String,
+    /// Whether it may be null.
+    pub nullable: bool,
+}
+
+/// What one partition of a stage wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRecord {
+    /// Unique to the writer, so that a put whose answer was lost is recognised.
+    pub attempt: String,
+    /// Parts by output.
+    pub outputs: BTreeMap<String, Vec<Part>>,
+    /// Blobs by output.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub blobs: BTreeMap<String, Vec<Blob>>,
+    /// Units of work done (requests, or input rows), for `min_yield`.
+    pub units: u64,
+}
+
+/// A table of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableManifest {
+    /// Its columns.
+    pub columns: Vec<Column>,
+    /// Number of rows.
+    pub rows: u64,
+    /// Digest over rows and schema, independent of the files.
+    pub digest: String,
+    /// Its files, in order.
+    pub parts: Vec<Part>,
+    /// What its rows point to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<Blob>,
+}
+
+impl TableManifest {
+    /// The table made of `parts`.
+    pub fn new(schema: &Schema, parts: Vec<Part>, blobs: Vec<Blob>) -> Self {
+        let mut digest = RowsDigest::default();
+        for part in &parts {
+            digest.merge(RowsDigest::parse(&part.digest).unwrap_or_default());
+        }
+        let columns = schema
+            .fields()
+            .iter()
+            .map(|field| Column {
+                name: field.name().clone(),
+                r#type: field.data_type().to_string(),
+                nullable: field.is_nullable(),
+            })
+            .collect();
+        Self { columns, rows: digest.rows, digest: digest.of_table(schema), parts, blobs }
+    }
+
+    /// Bytes that the rows hold, uncompressed.
+    pub fn content_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.content_bytes).sum()
+    }
+}
+
+/// The record that names an artifact's files. Its name is its own digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Tables by output.
+    pub outputs: BTreeMap<String, TableManifest>,
+    /// Units of work done, for `min_yield`.
+    pub units: u64,
+}
+
+/// The commit of a generation of a stage key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Action {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The manifest's path.
+    pub manifest: String,
+    /// Everything that the stage key is the hash of.
+    pub preimage: Value,
+    /// The pipeline, stage and run that filled it.
+    pub filled_by: Value,
+    /// What it took: wall time, calls, tokens.
+    pub usage: Value,
+}
+
+impl Manifest {
+    /// A manifest in this program's format.
+    pub fn new(outputs: BTreeMap<String, TableManifest>, units: u64) -> Self {
+        Self { format: FORMAT, outputs, units }
+    }
+
+    /// Every file that the artifact needs, with its size.
+    pub fn files(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.outputs.values().flat_map(|table| {
+            let parts = table.parts.iter().map(|part| (part.path.as_str(), part.bytes));
+            parts.chain(table.blobs.iter().map(|blob| (blob.path.as_str(), blob.bytes)))
+        })
+    }
+}
+
+impl Store {
+    fn actions(stage_key: &str) -> Path {
+        Path::from_iter(["actions", &stage_key[..2], stage_key])
+    }
+
+    fn action(stage_key: &str, generation: u64) -> Path {
+        Self::actions(stage_key).join(format!("{generation:06}.json"))
+    }
+
+    /// The highest generation of a stage key that was committed, with its action.
+    ///
+    /// # Errors
+    /// When the store fails. A record that can't be read counts as not there.
+    pub async fn latest_action(&self, stage_key: &str) -> Result<Option<(u64, Option<Action>)>, Failure> {
+        let found = self.list(&Self::actions(stage_key)).await?;
+        let generation = found.iter().filter_map(|meta| meta.location.filename()?.strip_suffix(".json")?.parse::<u64>().ok()).max();
+        let Some(generation) = generation else { return Ok(None) };
+        let content = self.read(&Self::action(stage_key, generation)).await?;
+        Ok(Some((generation, content.and_then(|content| serde_json::from_slice(&content).ok()))))
+    }
+
+    /// The manifest at `path`; `None` if it isn't there or isn't what its name says.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn manifest(&self, path: &str) -> Result<Option<Manifest>, Failure> {
+        let Some(content) = self.read(&Path::from(path)).await? else { return Ok(None) };
+        let digest = blake3::hash(&content).to_hex();
+        if !path.ends_with(&format!("{digest}.json")) {
+            return Ok(None);
+        }
+        Ok(serde_json::from_slice(&content).ok())
+    }
+
+    /// The first file of `manifest` that is missing or has another size, with what was found.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn missing_file(&self, manifest: &Manifest) -> Result<Option<String>, Failure> {
+        let mut folders: BTreeMap<Path, Vec<(&str, u64)>> = BTreeMap::new();
+        for (path, bytes) in manifest.files() {
+            // parts/<step>/...: one listing a step, which the store cuts into a thousand files each.
+            let step = Path::from_iter(Path::from(path).parts().take(2));
+            folders.entry(step).or_default().push((path, bytes));
+        }
+        for (folder, files) in folders {
+            if self.local_path(&folder).is_some() {
+                for (path, bytes) in files {
+                    let size = self.local_path(&Path::from(path)).and_then(|file| std::fs::metadata(file).ok()).map(|meta| meta.len());
+                    if size != Some(bytes) {
+                        return Ok(Some(missing(path, bytes, size)));
+                    }
+                }
+                continue;
+            }
+            let found: std::collections::HashMap<String, u64> =
+                self.list(&folder).await?.into_iter().map(|meta| (meta.location.to_string(), meta.size)).collect();
+            for (path, bytes) in files {
+                let size = found.get(path).copied();
+                if size != Some(bytes) {
+                    return Ok(Some(missing(path, bytes, size)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Commits an artifact as a generation of a stage key: manifest first, then the action. Gives the manifest that counts:
+    /// the other one's if somebody else was first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn commit(&self, stage_key: &str, generation: u64, manifest: Manifest, action: Action) -> Result<Manifest, Failure> {
+        let content = serde_json::to_vec(&manifest).map_err(|error| Failure::bug(error.to_string()))?;
+        let path = format!("manifests/{}.json", blake3::hash(&content).to_hex());
+        self.create(&Path::from(path.as_str()), content.into()).await?;
+        let action = Action { manifest: path, ..action };
+        let content = serde_json::to_vec(&action).map_err(|error| Failure::bug(error.to_string()))?;
+        let Some(winner) = self.create(&Self::action(stage_key, generation), content.into()).await? else {
+            return Ok(manifest);
+        };
+        let winner: Option<Action> = serde_json::from_slice(&winner).ok();
+        match winner {
+            Some(winner) => self.manifest(&winner.manifest).await?.ok_or_else(|| {
+                Failure::external(format!("another run committed `{stage_key}`, but its manifest can't be read"))
+                    .hint("run again: the next generation is filled")
+            }),
+            None => Err(Failure::external(format!("the action record of `{stage_key}` can't be read"))
+                .hint("run again: the next generation is filled")),
+        }
+    }
+}
+
+fn missing(path: &str, bytes: u64, found: Option<u64>) -> String {
+    match found {
+        None => format!("`{path}` is missing"),
+        Some(found) => format!("`{path}` has {found} bytes instead of {bytes}"),
+    }
+}

@@ -1,0 +1,176 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Puts what a company's documents say into a language model's weights.
+#[derive(Debug, Parser)]
+#[command(name = "ingrain", version, disable_help_subcommand = true)]
+pub(crate) struct Call {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run what a pipeline needs
+    Run(RunCall),
+    /// Check a pipeline file and say everything that is wrong with it
+    Check(FileCall),
+    /// Say for each stage whether it is cached or will run, and why
+    Plan(PlanCall),
+    /// Say why a stage has to run: the field that changed, old and new value
+    Why(WhyCall),
+    /// Show the rows of a stage
+    Show(ShowCall),
+    /// Print the JSON Schema of pipeline files, for editors
+    Schema,
+    /// List the operators, or explain one
+    Operators {
+        /// The operator to explain
+        name: Option<String>,
+    },
+    /// Write a small pipeline with a document and a question to start from
+    Init {
+        /// Where to; made if it isn't there
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+    },
+    /// Serve one task of a run
+    #[command(hide = true)]
+    Worker,
+    #[command(external_subcommand)]
+    Other(Vec<String>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FileCall {
+    /// The pipeline file
+    pub(crate) file: PathBuf,
+    /// Set a variable: `--set vars.tokens=10M`
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreCall {
+    #[command(flatten)]
+    pub(crate) file: FileCall,
+    /// Where artifacts go: a folder or `s3://bucket/prefix`
+    #[arg(long)]
+    pub(crate) store: Option<String>,
+    /// Bytes of content after which a part is cut
+    #[arg(long, hide = true, default_value_t = 8 << 20)]
+    pub(crate) part_bytes: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// Run this stage and what it needs, and nothing else
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) until: Option<String>,
+    /// Run this stage even if it is cached
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) force: Vec<String>,
+    /// Where models are trained: `auto`, `cpu`, `cuda:0`
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+    /// Partitions that run at once [default: the number of cores]
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Memory for tables before they spill, such as `4Gi` [default: 60 % of what there is]
+    #[arg(long)]
+    pub(crate) memory: Option<String>,
+    /// Write one JSON event per line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Encode and decode every stage plan before it runs
+    #[arg(long, hide = true)]
+    pub(crate) round_trip: bool,
+    #[command(flatten)]
+    pub(crate) later: LaterCall,
+}
+
+/// What the design has and this version hasn't: refused by name rather than as unknown.
+#[derive(Debug, Args)]
+pub(crate) struct LaterCall {
+    #[arg(long, hide = true)]
+    cluster: Option<String>,
+    #[arg(long, hide = true)]
+    budget: Option<String>,
+    #[arg(long, hide = true)]
+    sample: Option<String>,
+    #[arg(long, hide = true)]
+    retry_rejects: bool,
+    #[arg(long, hide = true)]
+    verify: bool,
+}
+
+impl LaterCall {
+    /// The first option given that isn't built yet.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let given = [
+            (self.cluster.is_some(), "--cluster"),
+            (self.budget.is_some(), "--budget"),
+            (self.sample.is_some(), "--sample"),
+            (self.retry_rejects, "--retry-rejects"),
+            (self.verify, "--verify"),
+        ];
+        given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhyCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// The stage
+    pub(crate) stage: String,
+    /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// The stage, or `stage.output`
+    pub(crate) output: String,
+    /// How many rows
+    #[arg(long, default_value_t = 10)]
+    pub(crate) limit: usize,
+    /// An SQL predicate over the columns
+    #[arg(long = "where", value_name = "PREDICATE")]
+    pub(crate) predicate: Option<String>,
+    /// Write one JSON object per row
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Call {
+    /// Threads of the runtime.
+    pub(crate) fn threads(&self) -> usize {
+        match &self.command {
+            Command::Run(RunCall { threads: Some(threads), .. }) => (*threads).max(1),
+            _ => cores(),
+        }
+    }
+}
+
+/// Cores that this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}

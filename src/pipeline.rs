@@ -1,0 +1,125 @@
+//! Loading a pipeline file and opening its store.
+
+use std::{collections::HashSet, path::Path, process::ExitCode, sync::Arc};
+
+use ingrain_engine::{
+    diagnostic::{Diagnostics, Source},
+    failure::Failure,
+    plan::{Plan, StageIndex},
+    run::{Environment, Settings, default_memory},
+    spec::{self, Size},
+    store::Store,
+};
+use ingrain_operators::REGISTRY;
+
+use crate::{
+    End, WRONG,
+    call::{FileCall, RunCall, StoreCall, cores},
+    progress,
+};
+
+/// A checked pipeline.
+pub(crate) struct Pipeline {
+    pub(crate) plan: Plan,
+    store: Option<String>,
+}
+
+impl Pipeline {
+    /// Reads and checks a file; prints every mistake.
+    pub(crate) fn load(call: &FileCall) -> Result<Self, End> {
+        let name = call.file.display().to_string();
+        let text = std::fs::read(&call.file)
+            .map_err(|error| Failure::data(format!("`{name}` can't be read: {error}")).hint("`ingrain init` writes a file to start from"))?;
+        let text = String::from_utf8(text).map_err(|error| {
+            Failure::data(format!("`{name}` isn't UTF-8 from byte {}", error.utf8_error().valid_up_to())).hint("save it as UTF-8")
+        })?;
+        let source = Source { name, text: text.into() };
+        let mut overrides = Vec::new();
+        for set in &call.set {
+            let (name, value) = set
+                .split_once('=')
+                .ok_or_else(|| Failure::data(format!("`--set {set}` has no value")).hint("write `--set vars.name=value`"))?;
+            overrides.push((name.to_owned(), value.to_owned()));
+        }
+        let (spec, mut wrong) = spec::parse(&source, &REGISTRY, &overrides, &|name| std::env::var(name).ok());
+        let folder = call.file.parent().unwrap_or(Path::new("")).to_owned();
+        let mut loaded = None;
+        if let Some(spec) = &spec {
+            let (plan, more) = Plan::compile(spec, folder);
+            wrong.extend(more);
+            loaded = plan.map(|plan| Self { plan, store: spec.store.clone() });
+        }
+        match loaded {
+            Some(pipeline) if wrong.is_empty() => Ok(pipeline),
+            _ => {
+                progress::tell_diagnostics(&Diagnostics::new(source, wrong));
+                Err(End::Told(ExitCode::from(WRONG)))
+            }
+        }
+    }
+
+    /// The stage called `name`.
+    pub(crate) fn stage(&self, name: &str) -> Result<StageIndex, Failure> {
+        self.plan.find(name).ok_or_else(|| {
+            let names: Vec<String> = self.plan.stages().map(|(_, stage)| format!("`{}`", stage.name)).collect();
+            Failure::data(format!("no stage is called `{name}`")).hint(format!("the stages are {}", names.join(", ")))
+        })
+    }
+
+    /// Every stage.
+    pub(crate) fn all(&self) -> HashSet<StageIndex> {
+        self.plan.stages().map(|(index, _)| index).collect()
+    }
+
+    /// Opens the store for looking at what is there.
+    pub(crate) async fn open(&self, call: &StoreCall) -> Result<Arc<Environment>, Failure> {
+        self.environment(call, "auto", cores(), default_memory()).await
+    }
+
+    /// Opens the store for a run.
+    pub(crate) async fn open_for(&self, call: &RunCall) -> Result<Arc<Environment>, Failure> {
+        let memory = match &call.memory {
+            Some(text) => {
+                let size: Size = serde_json::from_value(text.clone().into())
+                    .map_err(|error| Failure::data(format!("`--memory {text}`: {error}")).hint("write bytes as in `4Gi`"))?;
+                usize::try_from(size.0).unwrap_or(usize::MAX)
+            }
+            None => default_memory(),
+        };
+        self.environment(&call.store, &call.device, call.threads.unwrap_or_else(cores), memory).await
+    }
+
+    async fn environment(&self, call: &StoreCall, device: &str, threads: usize, memory: usize) -> Result<Arc<Environment>, Failure> {
+        let beside = |path: &str| self.plan.folder.join(path).to_string_lossy().into_owned();
+        let location = match (&call.store, &self.store) {
+            (Some(given), _) => given.clone(),
+            (None, Some(written)) if written.contains("://") => written.clone(),
+            (None, Some(written)) => beside(written),
+            (None, None) => beside(".ingrain"),
+        };
+        let settings = Settings {
+            store: Store::open(&location).await?,
+            cache: cache()?,
+            registry: REGISTRY,
+            models: self.plan.models.clone(),
+            device: device.to_owned(),
+            memory,
+            threads,
+            part_bytes: call.part_bytes.max(1),
+        };
+        Ok(Arc::new(Environment::new(settings)?))
+    }
+}
+
+fn cache() -> Result<std::path::PathBuf, Failure> {
+    let under = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+    let folder = under("INGRAIN_CACHE")
+        .or_else(|| under("XDG_CACHE_HOME").map(|folder| folder.join("ingrain")))
+        .or_else(|| under("HOME").map(|folder| folder.join(".cache").join("ingrain")))
+        .unwrap_or_else(|| std::env::temp_dir().join("ingrain"));
+    std::fs::create_dir_all(&folder).map_err(|error| {
+        Failure::external(format!("the cache folder `{}` can't be made: {error}", folder.display())).hint("set `INGRAIN_CACHE`")
+    })?;
+    Ok(folder)
+}
+

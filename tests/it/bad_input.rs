@@ -1,0 +1,102 @@
+//! What people feed it by mistake.
+
+use crate::project::Project;
+
+fn reading(files: &[(&str, &[u8])], stage: &str) -> Project {
+    let project = Project::new();
+    for (name, content) in files {
+        project.write(name, content);
+    }
+    project.write("pipeline.yaml", format!("pipeline: bad\nstages:\n  documents: {stage}\n"));
+    project
+}
+
+#[test]
+fn files_that_are_no_documents_become_rejects_by_name() {
+    let project = reading(
+        &[("docs/empty.md", b""), ("docs/latin.txt", b"caf\xe9"), ("docs/good.md", b"# Good\n\nA text.\n"), ("docs/also.txt", b"Fine as it is.\n")],
+        "{ op: read, path: \"docs/*\" }",
+    );
+    project.ran(&[]);
+    let rejects = project.rows("documents.rejects", &[]);
+    let mut reasons: Vec<&str> = rejects.iter().map(|row| row["reason"].as_str().expect("a reason")).collect();
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["empty", "not_utf8"]);
+    assert_eq!(project.rows("documents", &[]).len(), 2);
+}
+
+#[test]
+fn a_corpus_of_nothing_but_rejects_stops_the_run() {
+    let project = reading(&[("docs/empty.md", b"")], "{ op: read, path: \"docs/*\" }");
+    let said = project.run(&[]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("`min_yield`"), "{}", said.stderr);
+}
+
+#[test]
+fn a_glob_without_a_match_says_so() {
+    let said = reading(&[], "{ op: read, path: \"docs/*.md\" }").run(&[]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("`docs/*.md` matches no file"), "{}", said.stderr);
+}
+
+#[test]
+fn the_same_document_twice_names_both() {
+    let line = br#"{"doc_id": "a", "text": "one"}"#;
+    let project = reading(&[("docs/x.jsonl", line), ("docs/y.jsonl", line)], "{ op: read, path: \"docs/*.jsonl\" }");
+    let said = project.run(&[]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("docs/x.jsonl") && said.stderr.contains("docs/y.jsonl"), "{}", said.stderr);
+    assert_eq!(project.run(&[]).code, 1, "nothing half-written is taken for whole");
+}
+
+#[test]
+fn a_large_document_goes_through() {
+    let sentence = "The quarry gave another cart of blue slate before noon. ";
+    let text = sentence.repeat(50 * 1024 * 1024 / sentence.len());
+    let project = Project::new();
+    project.write("docs/large.txt", text);
+    project.write(
+        "pipeline.yaml",
+        "pipeline: large\nstages:\n  documents: { op: read, path: \"docs/*\" }\n  chunks: { op: chunk, from: documents, max_characters: 4000, overlap_characters: 100 }\n",
+    );
+    let said = project.ran(&[]);
+    assert!(said.report("chunks")["rows"].as_u64().expect("a number") > 10_000);
+}
+
+#[test]
+fn stores_that_cannot_be_used_are_named() {
+    let project = reading(&[("docs/a.txt", b"Text."), ("file", b"not a folder")], "{ op: read, path: \"docs/*\" }");
+    let said = project.run(&["--store", "file"]);
+    assert_eq!(said.code, 2);
+    assert!(said.stderr.contains("the store `file` is a file"), "{}", said.stderr);
+    let said = project.run(&["--store", "/proc/nothing"]);
+    assert_eq!(said.code, 2);
+    assert!(said.stderr.contains("can't be written"), "{}", said.stderr);
+    project.write("newer/format.json", r#"{"format": 99}"#);
+    let said = project.run(&["--store", "newer"]);
+    assert!(said.stderr.contains("format 99"), "{}", said.stderr);
+}
+
+#[test]
+fn a_missing_environment_variable_is_named() {
+    let project = Project::new();
+    project.write("pipeline.yaml", "pipeline: env\nstages:\n  documents: { op: read, path: \"${env:INGRAIN_TEST_NOT_SET}/*.md\" }\n");
+    let said = project.run(&[]);
+    assert_eq!(said.code, 2);
+    assert!(said.stderr.contains("INGRAIN_TEST_NOT_SET"), "{}", said.stderr);
+}
+
+#[test]
+fn an_exam_whose_answer_is_no_option_is_a_reject() {
+    let exam = concat!(
+        r#"{"question_id": "1", "question": "Which?", "options": ["a", "b"], "answer": "b"}"#,
+        "\n",
+        r#"{"question_id": "2", "question": "Which?", "options": ["a", "b"], "answer": "c"}"#,
+        "\n"
+    );
+    let project = reading(&[("exam.jsonl", exam.as_bytes())], "{ op: read, path: exam.jsonl, format: multiple_choice }");
+    project.ran(&[]);
+    assert_eq!(project.rows("documents", &[]).len(), 1);
+    assert_eq!(project.rows("documents.rejects", &[])[0]["reason"], "bad_question");
+}

@@ -1,0 +1,126 @@
+//! What runs again and what doesn't.
+
+use crate::project::Project;
+
+const PIPELINE: &str = r#"pipeline: notes
+seed: 3
+stages:
+  documents: { op: read, path: "docs/*.md" }
+  chunks: { op: chunk, from: documents, max_characters: 200, overlap_characters: 20 }
+  unique: { op: dedup, from: chunks, column: text }
+  long: { op: filter, from: unique, where: "length(text) > 20" }
+  halves: { op: split, from: long, heldout: 0.25 }
+  counts: { op: sql, from: { chunks: chunks }, query: "select doc_id, count(*) as n from chunks group by doc_id", key: [doc_id] }
+"#;
+
+pub(crate) fn document(n: usize) -> String {
+    let sentences: String = (0..12)
+        .map(|s| format!("The {n}th lantern of row {s} weighs {} grams and hangs from hook {}. ", n * 31 + s * 7, n + s))
+        .collect();
+    format!("# Lantern {n}\n\n{sentences}\n\nA closing remark about lantern number {n} stands here.\n")
+}
+
+fn project() -> Project {
+    let project = Project::new();
+    for n in 0..12 {
+        project.write(&format!("docs/{n}.md"), document(n));
+    }
+    project.write("pipeline.yaml", PIPELINE);
+    project
+}
+
+#[test]
+fn a_second_run_executes_nothing_and_plan_says_so_before() {
+    let project = project();
+    assert_eq!(project.ran(&[]).executed(), ["chunks", "counts", "documents", "halves", "long", "unique"]);
+    let plan = project.call(&["plan", "pipeline.yaml"]);
+    assert!(String::from_utf8_lossy(&plan.stderr).contains("a run would execute nothing"));
+    assert_eq!(project.ran(&[]).executed(), Vec::<&str>::new());
+}
+
+#[test]
+fn comments_order_and_names_run_nothing() {
+    let project = project();
+    project.ran(&[]);
+    let renamed = PIPELINE
+        .replace("chunks: { op: chunk, from: documents, max_characters: 200, overlap_characters: 20 }", "# a comment\n  pieces: { overlap_characters: 20, max_characters: 200, from: documents, op: chunk }")
+        .replace("from: chunks", "from: pieces")
+        .replace("{ chunks: chunks }", "{ chunks: pieces }");
+    project.write("pipeline.yaml", renamed);
+    assert_eq!(project.ran(&[]).executed(), Vec::<&str>::new());
+}
+
+#[test]
+fn a_changed_field_runs_its_stage_and_what_depends_on_it() {
+    let project = project();
+    project.ran(&[]);
+    project.write("pipeline.yaml", PIPELINE.replace("overlap_characters: 20", "overlap_characters: 60"));
+    let why = project.call(&["why", "pipeline.yaml", "chunks"]);
+    assert!(String::from_utf8_lossy(&why.stdout).contains("`overlap_characters`: 20 -> 60"), "{}", String::from_utf8_lossy(&why.stdout));
+    assert_eq!(project.ran(&[]).executed(), ["chunks", "counts", "halves", "long", "unique"]);
+    project.write("pipeline.yaml", PIPELINE);
+    assert_eq!(project.ran(&[]).executed(), Vec::<&str>::new(), "the first artifacts are still there");
+}
+
+#[test]
+fn an_equal_output_stops_the_cascade() {
+    let project = project();
+    project.ran(&[]);
+    project.write("pipeline.yaml", PIPELINE.replace("length(text) > 20", "length(text) >= 21"));
+    assert_eq!(project.ran(&[]).executed(), ["long"]);
+}
+
+#[test]
+fn a_new_document_runs_few_partitions_and_gives_the_tables_of_an_empty_store() {
+    let project = project();
+    let small = ["--part-bytes", "2048"];
+    project.ran(&small);
+    project.write("docs/new.md", document(99));
+    let said = project.ran(&small);
+    let partitions = said.report("chunks")["partitions"].as_u64().expect("a number");
+    assert!(partitions >= 4, "{partitions} partitions");
+    let fresh = project.ran(&["--part-bytes", "2048", "--store", "fresh"]);
+    assert_eq!(fresh.report("chunks")["partitions"], partitions);
+    assert_eq!(project.digests(".ingrain", "notes"), project.digests("fresh", "notes"));
+    let count = |store: &str| walk(&project.path(store).join("parts")).iter().filter(|path| path.ends_with(".json")).count();
+    // Partitions of before are shared: the first store holds fewer new records than the fresh one holds in all.
+    assert!(count(".ingrain") < 2 * count("fresh"));
+}
+
+#[test]
+fn a_missing_part_is_a_miss_and_is_made_again() {
+    let project = project();
+    project.ran(&[]);
+    let before = project.digests(".ingrain", "notes");
+    let parts = walk(&project.path(".ingrain/parts"));
+    for part in parts.iter().filter(|path| path.ends_with(".parquet")) {
+        std::fs::remove_file(part).expect("removed");
+    }
+    let why = project.call(&["why", "pipeline.yaml", "documents"]);
+    assert!(String::from_utf8_lossy(&why.stdout).contains("is missing"), "{}", String::from_utf8_lossy(&why.stdout));
+    let said = project.ran(&[]);
+    assert!(said.executed().contains(&"documents"));
+    assert_eq!(project.digests(".ingrain", "notes"), before);
+}
+
+#[test]
+fn force_runs_a_stage_and_nothing_after_it() {
+    let project = project();
+    project.ran(&[]);
+    assert_eq!(project.ran(&["--force", "chunks"]).executed(), ["chunks"]);
+    assert_eq!(project.ran(&[]).executed(), Vec::<&str>::new());
+}
+
+/// Every file below a folder.
+pub(crate) fn walk(folder: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { folders.push(path) } else { found.push(path.to_string_lossy().into_owned()) }
+        }
+    }
+    found.sort();
+    found
+}

@@ -1,0 +1,103 @@
+//! kill -9 at many moments of a run, then run again: the tables of an undisturbed run, and no answer asked for twice.
+
+use std::{process::Stdio, time::{Duration, Instant}};
+
+use crate::{
+    cache::{document, walk},
+    project::Project,
+};
+
+const PIPELINE: &str = r#"pipeline: faults
+seed: 3
+models: { offline: { offline: {} } }
+stages:
+  documents: { op: read, path: "docs/*.md" }
+  chunks: { op: chunk, from: documents, max_characters: 200, overlap_characters: 20 }
+  qa: { op: synthesize_qa, from: chunks, teacher: offline, pairs: 3, draws: 2 }
+  unique: { op: dedup, from: qa, column: question, within: doc_id }
+"#;
+
+const SMALL: [&str; 2] = ["--part-bytes", "1024"];
+
+fn project() -> Project {
+    let project = Project::new();
+    for n in 0..16 {
+        project.write(&format!("docs/{n}.md"), document(n));
+    }
+    project.write("pipeline.yaml", PIPELINE);
+    project
+}
+
+/// Starts a run and kills it once the store holds `files` files. Gives whether it was still running.
+fn kill_at(project: &Project, files: usize) -> bool {
+    let words = ["run", "pipeline.yaml", "--store", "store", SMALL[0], SMALL[1]];
+    let mut child = project.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let store = project.path("store");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if child.try_wait().expect("a child").is_some() {
+            return false;
+        }
+        if store.is_dir() && count(&store) >= files {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the run stands still");
+        std::thread::yield_now();
+    }
+    // SIGKILL: nothing in the process gets to run.
+    child.kill().expect("killed");
+    !child.wait().expect("a status").success()
+}
+
+/// Files below a folder that changes meanwhile.
+fn count(folder: &std::path::Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries.flatten().map(|entry| if entry.path().is_dir() { count(&entry.path()) } else { 1 }).sum()
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_tables() {
+    let project = project();
+    project.ran(&["--store", "undisturbed", SMALL[0], SMALL[1]]);
+    let expected = project.digests("undisturbed", "faults");
+    let total = count(&project.path("undisturbed"));
+    let mut killed = 0;
+    for tenth in 1..10 {
+        let _ = std::fs::remove_dir_all(project.path("store"));
+        let _ = std::fs::remove_dir_all(project.path(".cache"));
+        killed += usize::from(kill_at(&project, total * tenth / 10));
+        project.ran(&["--store", "store", SMALL[0], SMALL[1]]);
+        // A second run writes no record of its own when nothing is left to do; the digests are those of the last that did.
+        assert_eq!(project.digests("store", "faults"), expected, "killed at {tenth} tenths");
+        assert_eq!(project.ran(&["--store", "store", SMALL[0], SMALL[1]]).executed(), Vec::<&str>::new());
+    }
+    assert!(killed >= 5, "only {killed} runs were still going when they were killed");
+}
+
+#[test]
+fn one_run_killed_again_and_again_ends_right() {
+    let project = project();
+    project.ran(&["--store", "undisturbed", SMALL[0], SMALL[1]]);
+    let total = count(&project.path("undisturbed"));
+    for tenth in 1..10 {
+        kill_at(&project, total * tenth / 10);
+    }
+    project.ran(&["--store", "store", SMALL[0], SMALL[1]]);
+    assert_eq!(project.digests("store", "faults"), project.digests("undisturbed", "faults"));
+}
+
+#[test]
+fn two_runs_on_one_store_give_one_artifact() {
+    let project = project();
+    project.ran(&["--store", "undisturbed", SMALL[0], SMALL[1]]);
+    let words = ["run", "pipeline.yaml", "--store", "store", "--json", SMALL[0], SMALL[1]];
+    let start = || project.command(&words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+    let (first, second) = (start(), start());
+    for child in [first, second] {
+        let output = child.wait_with_output().expect("ends");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(project.digests("store", "faults"), project.digests("undisturbed", "faults"));
+    let actions = walk(&project.path("store/actions"));
+    assert_eq!(actions.len(), 4, "one action a stage: {actions:?}");
+}

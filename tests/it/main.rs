@@ -1,0 +1,10 @@
+//! The real binary on real files: one module a promise.
+
+mod bad_input;
+mod cache;
+mod determinism;
+mod docs;
+mod errors;
+mod faults;
+mod operators;
+mod project;
