@@ -3,8 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use miette::{
-    GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan,
-    SpanContents,
+    GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents,
 };
 use serde_json::{Value, json};
 
@@ -138,10 +137,8 @@ impl Diagnostics {
     /// Control characters of the file are replaced, secrets are starred out.
     pub fn render(&self, colour: bool, width: usize) -> String {
         let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::none() };
-        let handler = GraphicalReportHandler::new_themed(theme)
-            .with_width(width.max(40))
-            .with_links(false)
-            .without_syntax_highlighting();
+        let handler =
+            GraphicalReportHandler::new_themed(theme).with_width(width.max(40)).with_links(false).without_syntax_highlighting();
         let shown = Shown::new(&self.source, self.list.iter().flat_map(|diagnostic| &diagnostic.hidden));
         let mut out = String::new();
         for (i, diagnostic) in self.list.iter().enumerate() {
@@ -225,8 +222,7 @@ pub fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 
 /// Whether a terminal would act on the character, or show the text around it in another order.
 fn acts_on_terminal(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// `text` on one line, with everything escaped that a terminal would act on.
@@ -405,8 +401,7 @@ mod tests {
         let long = format!("a: [{}, here, {}]", "1, ".repeat(3000), "2, ".repeat(3000));
         let start = long.find("here").unwrap();
         let source = Source::new("f", long);
-        let shown =
-            Diagnostics::new(source, vec![Diagnostic::at(Span::new(start, start + 4), "wrong")]).render(false, 80);
+        let shown = Diagnostics::new(source, vec![Diagnostic::at(Span::new(start, start + 4), "wrong")]).render(false, 80);
         assert!(shown.len() < 800, "{}", shown.len());
         assert!(shown.contains(&format!("[f:1:{}]", start + 1)));
         assert!(shown.contains("here") && shown.contains("^^^^"));

@@ -22,12 +22,15 @@ pub fn json_schema(registry: &Registry) -> Value {
     for operator in registry.operators {
         let name = operator.name;
         let mut own = operator.schema().to_value();
-        let description = own.get("description").cloned();
+        let mut op = json!({ "const": name });
+        if let Some(description) = own.get("description") {
+            op["description"] = description.clone();
+        }
         hoist(&mut own, name, &mut definitions);
         let mut stage = schema::stage(own);
         accept_references(&mut stage);
         if let Some(properties) = stage.get_mut("properties").and_then(Value::as_object_mut) {
-            properties.insert("op".into(), json!({ "const": name, "description": description }));
+            properties.insert("op".into(), op);
             properties.extend(graph_keys());
         }
         definitions.insert(definition(name), stage);
@@ -173,9 +176,9 @@ fn accept_reference(schema: &mut Value) {
         return;
     }
     let limits_text = ["enum", "pattern", "minLength", "maxLength", "format"].iter().any(|key| object.contains_key(*key));
-    let takes_text = object.get("type").is_some_and(|kind| {
-        kind == "string" || kind.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "string"))
-    });
+    let takes_text = object
+        .get("type")
+        .is_some_and(|kind| kind == "string" || kind.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "string")));
     // A tag tells alternatives apart: if it could be a reference, more than one of them would fit.
     if object.contains_key("const") || (takes_text && !limits_text) || is_open(object) {
         return;

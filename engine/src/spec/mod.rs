@@ -11,6 +11,7 @@ mod size;
 mod tree;
 mod value;
 mod violation;
+mod words;
 
 #[cfg(test)]
 mod tests;

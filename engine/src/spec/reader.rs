@@ -180,14 +180,12 @@ impl Reader<'_> {
             None => Vec::new(),
         };
         let sound = self.diagnostics.len() == before && !node.touches(&self.values.broken);
-        let parsed = operator.filter(|_| sound).and_then(|operator| {
-            match operator.parse(own_config(node)) {
-                Ok((parsed, config)) => Some((operator, parsed, config)),
-                Err(error) => {
-                    let message = format!("stage `{}`: {error}", entry.key);
-                    self.diagnostics.push(Diagnostic::at(entry.key_span, message));
-                    None
-                }
+        let parsed = operator.filter(|_| sound).and_then(|operator| match operator.parse(own_config(node)) {
+            Ok((parsed, config)) => Some((operator, parsed, config)),
+            Err(error) => {
+                let message = format!("stage `{}`: {error}", entry.key);
+                self.diagnostics.push(Diagnostic::at(entry.key_span, message));
+                None
             }
         });
         let value = |key: &str| node.get(key).map(|entry| entry.value.to_json());
@@ -214,9 +212,8 @@ impl Reader<'_> {
             return None;
         }
         let Some(op) = entry.value.get("op") else {
-            self.diagnostics.push(
-                Diagnostic::at(entry.key_span, format!("missing key `op` in stage `{}`", entry.key)).help(self.all()),
-            );
+            self.diagnostics
+                .push(Diagnostic::at(entry.key_span, format!("missing key `op` in stage `{}`", entry.key)).help(self.all()));
             return None;
         };
         let name = op.value.as_str()?;
@@ -244,8 +241,7 @@ impl Reader<'_> {
     fn check(&mut self, entry: &Entry, operator: Option<&'static OperatorType>) {
         let name = operator.map_or("", |operator| operator.name);
         if !self.operators.contains_key(name) {
-            let schema =
-                operator.map_or_else(schema::unknown_stage, |operator| schema::stage(operator.schema().to_value()));
+            let schema = operator.map_or_else(schema::unknown_stage, |operator| schema::stage(operator.schema().to_value()));
             let Some(validator) = self.compile(&format!("operator `{name}`"), &schema, entry.key_span) else { return };
             self.operators.insert(name, (schema, validator));
         }

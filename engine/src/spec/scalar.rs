@@ -10,13 +10,11 @@ use super::tree::{Kind, MAX_DEPTH};
 /// A number that is too large, or that isn't one.
 pub(super) fn plain(text: &str) -> Result<Kind, String> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let whole = |digits: &str, radix: u32| {
-        if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
-            return None;
-        }
-        Some(i64::from_str_radix(digits, radix).map(Kind::Int).map_err(|_| {
-            format!("`{text}` is too large for a whole number: at most {}", i64::MAX)
-        }))
+    let is_whole = |digits: &str, radix: u32| !digits.is_empty() && digits.chars().all(|c| c.is_digit(radix));
+    let whole = |number: &str, radix: u32| {
+        i64::from_str_radix(number, radix)
+            .map(Kind::Int)
+            .map_err(|_| format!("`{text}` is too large for a whole number: at most {}", i64::MAX))
     };
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Ok(Kind::Null),
@@ -28,17 +26,14 @@ pub(super) fn plain(text: &str) -> Result<Kind, String> {
     if matches!(digits, ".inf" | ".Inf" | ".INF") {
         return Err(format!("`{text}` is not accepted as a number"));
     }
-    if let Some(kind) = text.strip_prefix("0o").and_then(|digits| whole(digits, 8)) {
-        return kind;
+    if let Some(digits) = text.strip_prefix("0o").filter(|digits| is_whole(digits, 8)) {
+        return whole(digits, 8);
     }
-    if let Some(kind) = text.strip_prefix("0x").and_then(|digits| whole(digits, 16)) {
-        return kind;
+    if let Some(digits) = text.strip_prefix("0x").filter(|digits| is_whole(digits, 16)) {
+        return whole(digits, 16);
     }
-    if let Some(kind) = whole(digits, 10) {
-        return kind.and_then(|_| match text.parse::<i64>() {
-            Ok(value) => Ok(Kind::Int(value)),
-            Err(_) => Err(format!("`{text}` is too large for a whole number: at most {}", i64::MAX)),
-        });
+    if is_whole(digits, 10) {
+        return whole(text, 10);
     }
     if !is_float(digits) {
         return Ok(Kind::String(text.into()));
@@ -73,9 +68,7 @@ pub(super) fn said(kind: &ErrorKind) -> (String, Option<&'static str>) {
     let aligned = Some("keys of one mapping, and entries of one list, start in the same column");
     match kind {
         ErrorKind::UnclosedFlowCollection { open } => (format!("`{open}` is never closed"), None),
-        ErrorKind::MismatchedFlowCollectionEnd { open, close } => {
-            (format!("`{open}` is closed by `{close}`"), None)
-        }
+        ErrorKind::MismatchedFlowCollectionEnd { open, close } => (format!("`{open}` is closed by `{close}`"), None),
         ErrorKind::MisplacedFlowCollectionEnd => ("this bracket closes nothing".into(), quote),
         ErrorKind::UnclosedQuotedScalar => ("a quoted text is never closed".into(), None),
         ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation | ErrorKind::TabNotAllowed => {
@@ -84,15 +77,11 @@ pub(super) fn said(kind: &ErrorKind) -> (String, Option<&'static str>) {
         ErrorKind::InvalidIndentation | ErrorKind::ExpectedBlockMappingKey | ErrorKind::ExpectedBlockSequenceEntry => {
             ("the indentation fits nothing above it".into(), aligned)
         }
-        ErrorKind::MappingValueNotAllowed | ErrorKind::InvalidColonPlacement => {
-            ("`:` can't stand here".into(), quote)
-        }
+        ErrorKind::MappingValueNotAllowed | ErrorKind::InvalidColonPlacement => ("`:` can't stand here".into(), quote),
         ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => ("a key without `:`".into(), aligned),
         ErrorKind::ExpectedFlowMappingSeparator => ("expected `,` or `}`".into(), quote),
         ErrorKind::ExpectedFlowSequenceSeparator => ("expected `,` or `]`".into(), quote),
-        ErrorKind::UnexpectedCharacter { character } => {
-            (format!("`{}` can't start a value", character.escape_default()), quote)
-        }
+        ErrorKind::UnexpectedCharacter { character } => (format!("`{}` can't start a value", character.escape_default()), quote),
         ErrorKind::RecursionLimitExceeded => (format!("nested more than {MAX_DEPTH} levels deep"), None),
         kind => (format!("not valid YAML: {kind}"), None),
     }

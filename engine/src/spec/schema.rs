@@ -109,10 +109,9 @@ fn collect<'s>(root: &'s Value, schema: &'s Value, depth: usize, parts: &mut Vec
         return;
     }
     parts.push(object);
-    if let Some(target) = object.get("$ref").and_then(Value::as_str).and_then(|uri| uri.strip_prefix('#')) {
-        if let Some(schema) = root.pointer(target) {
-            collect(root, schema, depth + 1, parts);
-        }
+    let target = object.get("$ref").and_then(Value::as_str).and_then(|uri| uri.strip_prefix('#'));
+    if let Some(schema) = target.and_then(|target| root.pointer(target)) {
+        collect(root, schema, depth + 1, parts);
     }
     for keyword in ["allOf", "anyOf", "oneOf"] {
         for schema in object.get(keyword).and_then(Value::as_array).into_iter().flatten() {

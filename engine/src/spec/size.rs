@@ -5,15 +5,8 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-const SUFFIXES: [(&str, u64); 7] = [
-    ("Ki", 1 << 10),
-    ("Mi", 1 << 20),
-    ("Gi", 1 << 30),
-    ("K", 1_000),
-    ("k", 1_000),
-    ("M", 1_000_000),
-    ("G", 1_000_000_000),
-];
+const SUFFIXES: [(&str, u64); 7] =
+    [("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30), ("K", 1_000), ("k", 1_000), ("M", 1_000_000), ("G", 1_000_000_000)];
 
 /// The texts that are sizes, short of their being whole and not too large.
 pub(super) const PATTERN: &str = r"^[0-9]+(\.[0-9]+)?(K|k|M|G|Ki|Mi|Gi)?$";
@@ -38,10 +31,8 @@ impl FromStr for Size {
 
 /// The number that `text` says; `None` if it is malformed, not whole, or too large.
 fn exact(text: &str) -> Option<u64> {
-    let (digits, unit) = SUFFIXES
-        .iter()
-        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits, *unit)))
-        .unwrap_or((text, 1));
+    let (digits, unit) =
+        SUFFIXES.iter().find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits, *unit))).unwrap_or((text, 1));
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number(whole) || !is_number(fraction) {
@@ -143,9 +134,7 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_a_whole_number() {
-        for text in
-            ["", "M", "1.5", "1.0001k", "-1", "+1", "1e3", "2 M", "2MM", ".5k", "1.k", "99999999999G", "2m", "1_000"]
-        {
+        for text in ["", "M", "1.5", "1.0001k", "-1", "+1", "1e3", "2 M", "2MM", ".5k", "1.k", "99999999999G", "2m", "1_000"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
         assert!("9".repeat(200).parse::<Size>().is_err());

@@ -124,14 +124,13 @@ impl Node {
             Kind::Null => Value::Null,
             Kind::Bool(value) => Value::Bool(*value),
             Kind::Int(value) => Value::from(*value),
-            #[allow(clippy::cast_possible_truncation)]
             Kind::Float(value) if value.fract() == 0.0 && value.abs() <= EXACT => Value::from(*value as i64),
             Kind::Float(value) => Value::from(*value),
             Kind::String(text) => Value::String(text.clone()),
             Kind::Sequence(items) => Value::Array(items.iter().map(Self::to_json).collect()),
-            Kind::Mapping(entries) => Value::Object(
-                entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect::<Map<_, _>>(),
-            ),
+            Kind::Mapping(entries) => {
+                Value::Object(entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect::<Map<_, _>>())
+            }
         }
     }
 
@@ -367,9 +366,10 @@ impl<'a> Builder<'a> {
                 }
             }
             _ if self.tree.broken.contains(&value.span) => {}
-            _ => self.tree.diagnostics.push(
-                Diagnostic::at(value.span, "`<<` merges mappings").help("give an alias of a mapping, or a list of them"),
-            ),
+            _ => self
+                .tree
+                .diagnostics
+                .push(Diagnostic::at(value.span, "`<<` merges mappings").help("give an alias of a mapping, or a list of them")),
         }
     }
 
@@ -390,9 +390,10 @@ impl<'a> Builder<'a> {
             Kind::String(text) => return Ok(Some(text)),
             _ if self.tree.broken.contains(&node.span) => {}
             _ if missing => self.tree.diagnostics.push(Diagnostic::at(node.span, "a key is missing before `:`")),
-            _ => self.tree.diagnostics.push(
-                Diagnostic::at(node.span, "a key must be a text").help("put quotes around a value that holds `{` or `[`"),
-            ),
+            _ => self
+                .tree
+                .diagnostics
+                .push(Diagnostic::at(node.span, "a key must be a text").help("put quotes around a value that holds `{` or `[`")),
         }
         Ok(None)
     }
@@ -436,7 +437,7 @@ impl<'a> Builder<'a> {
                     | ("null", kind @ Kind::Null) => Ok(kind),
                     _ => Err(format!("`{text}` is not what its tag `!!{wanted}` says")),
                 }),
-                None if tag.suffix().is_empty() => Ok(Kind::String(text.into())),
+                None if tag.original() == "!" => Ok(Kind::String(text.into())),
                 None => Err(format!("the tag `{}` means nothing in a pipeline file", tag.original())),
             },
         };
@@ -469,5 +470,159 @@ impl<'a> Builder<'a> {
             Some(help) => diagnostic.help(help),
             None => diagnostic,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(text: &str) -> (Node, Vec<String>) {
+        let tree = parse(&Source::new("f", text));
+        let messages = tree.diagnostics.into_iter().map(|diagnostic| diagnostic.message).collect();
+        (tree.root.unwrap_or(Node { span: Span::default(), kind: Kind::Null }), messages)
+    }
+
+    fn value(text: &str) -> Value {
+        let (node, messages) = read(text);
+        assert_eq!(messages, Vec::<String>::new(), "{text}");
+        node.to_json()
+    }
+
+    #[track_caller]
+    fn mistakes(text: &str, expected: &[(&str, &str)]) {
+        let source = Source::new("f", text);
+        let found: Vec<(String, String)> = parse(&source)
+            .diagnostics
+            .iter()
+            .map(|d| (d.message.clone(), d.span.map_or("-", |span| source.slice(span)).to_owned()))
+            .collect();
+        let found: Vec<(&str, &str)> = found.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        assert_eq!(found, expected, "{text}");
+    }
+
+    #[test]
+    fn scalars_of_the_core_schema() {
+        for (text, expected) in [
+            ("on", json!("on")),
+            ("yes", json!("yes")),
+            ("No", json!("No")),
+            ("1e-5", json!(1e-5)),
+            ("1.0e-5", json!(1e-5)),
+            ("-.5", json!(-0.5)),
+            ("1.", json!(1)),
+            ("1e6", json!(1_000_000)),
+            ("+12", json!(12)),
+            ("-9223372036854775808", json!(i64::MIN)),
+            ("007", json!(7)),
+            ("0o17", json!(15)),
+            ("0xFf", json!(255)),
+            ("0x", json!("0x")),
+            ("1_000", json!("1_000")),
+            ("12:30", json!("12:30")),
+            ("1e", json!("1e")),
+            (".", json!(".")),
+            ("2M", json!("2M")),
+            ("1.2.3", json!("1.2.3")),
+            ("~", json!(null)),
+            ("Null", json!(null)),
+            ("TRUE", json!(true)),
+            ("tRUE", json!("tRUE")),
+            ("'true'", json!("true")),
+            ("\"1\"", json!("1")),
+            ("!!str 1", json!("1")),
+            ("!!float 1", json!(1)),
+            ("! 1", json!("1")),
+            ("|\n  a\n  b\n", json!("a\nb\n")),
+            ("2026-01-01", json!("2026-01-01")),
+        ] {
+            assert_eq!(value(&format!("k: {text}"))["k"], expected, "{text}");
+        }
+        assert!(matches!(read("1e-5").0.kind, Kind::Float(value) if value == 1e-5));
+        mistakes(
+            "a: 9223372036854775808\nb: .inf\nc: 1e999\nd: !!int x\ne: !own 3\n",
+            &[
+                ("`9223372036854775808` is too large for a whole number: at most 9223372036854775807", "9223372036854775808"),
+                ("`.inf` is not accepted as a number", ".inf"),
+                ("`1e999` is too large for a number", "1e999"),
+                ("`x` is not what its tag `!!int` says", "x"),
+                ("the tag `!own` means nothing in a pipeline file", "3"),
+            ],
+        );
+    }
+
+    #[test]
+    fn places() {
+        let text = "größe: { a: [1, 'zwei'], \"b c\": |\n    x\n  }\nlast:\n  - k: v\n    l:\n  - ~\nnone:\n";
+        let text = text.replace("|\n    x\n  }", "x }");
+        let source = Source::new("f", text.as_str());
+        let root = parse(&source).root.unwrap();
+        let at = |pointer: &str| {
+            let place = root.at(pointer)?;
+            Some((source.slice(place.node.span), place.key.map(|span| source.slice(span))))
+        };
+        assert_eq!(at("/größe"), Some(("{ a: [1, 'zwei'], \"b c\": x }", Some("größe"))));
+        assert_eq!(at("/größe/a"), Some(("[1, 'zwei']", Some("a"))));
+        assert_eq!(at("/größe/a/1"), Some(("'zwei'", None)));
+        assert_eq!(at("/größe/b c"), Some(("x", Some("\"b c\""))));
+        assert_eq!(at("/last/0"), Some(("k: v\n    l", None)));
+        assert_eq!(at("/last/0/l"), Some(("l", Some("l"))));
+        assert_eq!(at("/none"), Some(("none", Some("none"))));
+        assert_eq!(at("/last/7"), None);
+        assert_eq!(root.closest("/last/0/zzz/1").node, root.at("/last/0").unwrap().node);
+        let escaped = parse(&Source::new("f", "a/b: { c~d: 1 }")).root.unwrap();
+        assert_eq!(escaped.at("/a~1b/c~0d").unwrap().node.kind, Kind::Int(1));
+    }
+
+    #[test]
+    fn anchors_aliases_and_merge_keys() {
+        assert_eq!(
+            value("a: &x { k: 1, l: [2] }\nb: *x\nc: { <<: *x, k: 3 }\nd: { <<: [{ k: 5 }, *x] }\ne: { '<<': 1 }\n"),
+            json!({
+                "a": { "k": 1, "l": [2] }, "b": { "k": 1, "l": [2] }, "c": { "k": 3, "l": [2] },
+                "d": { "k": 5, "l": [2] }, "e": { "<<": 1 },
+            })
+        );
+        assert_eq!(value("&k a: 1\nb: *k\n"), json!({ "a": 1, "b": "a" }));
+        mistakes(
+            "a: &first 1\nb: *frist\nc: &c [*c]\nd: { <<: 3 }\n",
+            &[("unknown anchor `frist`", "*frist"), ("an alias inside its own anchor", "*c"), ("`<<` merges mappings", "3")],
+        );
+    }
+
+    #[test]
+    fn bombs_hit_a_limit() {
+        let mut text = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n".to_owned();
+        for i in 1..12 {
+            let aliases = vec![format!("*a{}", i - 1); 9].join(", ");
+            text.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
+        }
+        assert_eq!(read(&text).1, ["aliases make the file too large"]);
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(500_000), vec!["*a"; 1000].join(", "));
+        assert_eq!(read(&long).1, ["aliases make the file too large"]);
+        let mut chain = "a0: &a0 [1]\n".to_owned();
+        for i in 1..100 {
+            chain.push_str(&format!("a{i}: &a{i} [*a{}]\n", i - 1));
+        }
+        assert_eq!(read(&chain).1, ["nested more than 64 levels deep"]);
+        assert_eq!(read(&format!("a: {}1{}", "[".repeat(70), "]".repeat(70))).1, ["nested more than 64 levels deep"]);
+        assert_eq!(read(&"[".repeat(100_000)).1.len(), 1);
+        assert_eq!(read(&"a".repeat(MAX_BYTES + 1)).1, ["`f` is too large for a pipeline file"]);
+    }
+
+    #[test]
+    fn syntax_errors_have_a_place() {
+        mistakes("a: 1\nb: { c: 2\n", &[("`{` is never closed", "{")]);
+        mistakes("a: [1, 2}\n", &[("`[` is closed by `}`", "[")]);
+        mistakes("a: 'x\n", &[("a quoted text is never closed", "'")]);
+        mistakes("a: b: c\n", &[("`:` can't stand here", ":")]);
+        mistakes("a: 1\n---\nb: 2\n", &[("a second document starts here", "---")]);
+        mistakes("a: 1\n b: 2\n", &[("`:` can't stand here", ":")]);
+        mistakes("a: 1\na: 2\nb: 1\na: 3\n", &[("duplicate key `a`", "a"), ("duplicate key `a`", "a")]);
+        mistakes("[x]: 1\n: 2\n", &[("a key must be a text", "[x]"), ("a key is missing before `:`", "")]);
+        let duplicate = parse(&Source::new("f", "k: 1\nk: 2\n")).diagnostics.remove(0);
+        assert_eq!((duplicate.span, duplicate.also), (Some(Span::new(5, 6)), vec![(Span::new(0, 1), "first given here".into())]));
     }
 }

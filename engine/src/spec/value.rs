@@ -48,11 +48,7 @@ pub(super) struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    pub(super) fn new(
-        source: &'a Source,
-        env: &'a dyn Fn(&str) -> Option<String>,
-        broken: HashSet<Span>,
-    ) -> Self {
+    pub(super) fn new(source: &'a Source, env: &'a dyn Fn(&str) -> Option<String>, broken: HashSet<Span>) -> Self {
         let (diagnostics, vars, names) = (Vec::new(), Vec::new(), Vec::new());
         Self { source, env, matrix_refused: false, diagnostics, broken, vars, names, added: 0 }
     }

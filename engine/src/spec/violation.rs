@@ -12,6 +12,7 @@ use super::{
     schema::Parts,
     size,
     tree::{Kind, Node, Place},
+    words::{alternatives, cut, dotted, entries, number, plain, shown, type_words},
 };
 use crate::diagnostic::{Diagnostic, Span, nearest, quoted};
 
@@ -34,10 +35,17 @@ pub(super) fn violations(
     let instance = node.to_json();
     let errors: Vec<ValidationError<'_>> = validator.iter_errors(&instance).collect();
     let parts = Parts::of(schema);
-    let mut check =
-        Check { schema, parts, node, owner, broken, unknown: Vec::new(), missing: Vec::new(), found: Vec::new() };
+    let mut check = Check { schema, parts, node, owner, broken, unknown: Vec::new(), missing: Vec::new(), found: Vec::new() };
     check.explain_all(&errors.iter().collect::<Vec<_>>());
-    check.finish()
+    let mut found = check.finish();
+    if let Some(error) = errors.first()
+        && found.is_empty()
+        && !node.touches(broken)
+    {
+        let message = format!("{} does not fit its schema (`{}`)", owner.title, error.schema_path());
+        found.push(Diagnostic::at(owner.span, message));
+    }
+    found
 }
 
 struct Check<'a> {
@@ -109,7 +117,8 @@ impl Branch<'_> {
             Value::Array(kinds) => alternatives(kinds.iter().filter_map(Value::as_str).map(type_words)),
             kind => kind.as_str().map_or("a value", type_words).to_owned(),
         });
-        let required: Vec<&str> = schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let required: Vec<&str> =
+            schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
         if !required.is_empty() {
             return format!("{name} with {}", quoted(required));
         }
@@ -144,15 +153,12 @@ impl<'a> Check<'a> {
         let subject = self.subject(path);
         let problem = match error.kind() {
             Violation::AnyOf { context } | Violation::OneOfNotValid { context } => {
-                if !place.node.touches(self.broken) {
-                    self.union(path, value, self.branches(path, error.schema_path().as_str(), context));
-                }
-                return;
+                return self.union(path, value, self.branches(path, error.schema_path().as_str(), context));
             }
             Violation::AdditionalProperties { unexpected } | Violation::UnevaluatedProperties { unexpected } => {
                 return self.unknown_keys(path, unexpected.iter().map(String::as_str));
             }
-            Violation::FalseSchema => {
+            Violation::FalseSchema if matches!(place.node.kind, Kind::Mapping(_)) => {
                 return self.unknown_keys(path, place.node.entries().iter().map(|entry| entry.key.as_str()));
             }
             Violation::Required { property } => {
@@ -164,13 +170,13 @@ impl<'a> Check<'a> {
                 return self.not_a_choice(path, value, &choices(error).unwrap_or_default());
             }
             Violation::OneOfMultipleValid { .. } => return self.ambiguous(path, error.schema_path().as_str(), place),
-            Violation::Minimum { limit } => format!("{subject} must be at least {limit}, found {}", shown(value)),
-            Violation::Maximum { limit } => format!("{subject} must be at most {limit}, found {}", shown(value)),
+            Violation::Minimum { limit } => format!("{subject} must be at least {}, found {}", number(limit), shown(value)),
+            Violation::Maximum { limit } => format!("{subject} must be at most {}, found {}", number(limit), shown(value)),
             Violation::ExclusiveMinimum { limit } => {
-                format!("{subject} must be more than {limit}, found {}", shown(value))
+                format!("{subject} must be more than {}, found {}", number(limit), shown(value))
             }
             Violation::ExclusiveMaximum { limit } => {
-                format!("{subject} must be less than {limit}, found {}", shown(value))
+                format!("{subject} must be less than {}, found {}", number(limit), shown(value))
             }
             Violation::MultipleOf { multiple_of } => {
                 format!("{subject} must be a multiple of {multiple_of}, found {}", shown(value))
@@ -213,10 +219,12 @@ impl<'a> Check<'a> {
 
     /// An alternative that no branch accepts: find the branch that was meant, and say what is wrong by that one.
     fn union(&mut self, path: &str, value: &Value, branches: Vec<Branch<'_>>) {
+        if branches.iter().any(|branch| branch.errors.is_empty()) {
+            return;
+        }
         let mut alive: Vec<&Branch<'_>> = branches.iter().filter(|branch| branch.wrong_type(path).is_none()).collect();
         if alive.is_empty() {
-            let mut expected: Vec<JsonType> =
-                branches.iter().filter_map(|branch| branch.wrong_type(path)).flatten().collect();
+            let mut expected: Vec<JsonType> = branches.iter().filter_map(|branch| branch.wrong_type(path)).flatten().collect();
             expected.dedup();
             return self.wrong_type(path, value, &expected);
         }
@@ -235,8 +243,7 @@ impl<'a> Check<'a> {
                     return self.not_a_choice(at, &given, &expected);
                 }
             }
-            let (lacking, fit): (Vec<_>, Vec<_>) =
-                fit.into_iter().partition(|branch| !branch.lacks(path).is_empty());
+            let (lacking, fit): (Vec<_>, Vec<_>) = fit.into_iter().partition(|branch| !branch.lacks(path).is_empty());
             if fit.is_empty() && lacking.iter().all(|branch| branch.lacks(path).len() == 1) {
                 let mut keys: Vec<String> = lacking.iter().flat_map(|branch| branch.lacks(path)).collect();
                 keys.dedup();
@@ -258,12 +265,13 @@ impl<'a> Check<'a> {
         }
         alive.sort_by_key(|branch| branch.errors.len());
         match alive.as_slice() {
-            [only] => self.explain_all(&only.errors.to_vec()),
+            [only] => self.explain_all(&only.errors),
             [first, second, ..] if value.is_object() && first.errors.len() < second.errors.len() => {
-                self.explain_all(&first.errors.to_vec());
+                self.explain_all(&first.errors);
             }
             _ => {
-                let forms: Vec<String> = branches.iter().map(Branch::form).filter(|form| form != "nothing").collect();
+                let mut forms: Vec<String> = branches.iter().map(Branch::form).filter(|form| form != "nothing").collect();
+                forms.dedup();
                 let place = self.node.closest(path);
                 let message = format!("{}: {} is none of the accepted forms", self.subject(path), shown(value));
                 self.say(self.value_span(place), message, None, Some(format!("accepted: {}", alternatives(forms))));
@@ -271,26 +279,24 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// The branches of an `anyOf` or `oneOf`, with those of alternatives inside alternatives beside them.
-    fn branches<'e>(
-        &self,
-        path: &str,
-        schema_path: &str,
-        context: &'e [Vec<ValidationError<'static>>],
-    ) -> Vec<Branch<'e>>
+    /// The branches of an `anyOf` or `oneOf`, with those of alternatives inside alternatives beside them. What is wrong
+    /// at broken places is left out.
+    fn branches<'e>(&self, path: &str, schema_path: &str, context: &'e [Vec<ValidationError<'static>>]) -> Vec<Branch<'e>>
     where
         'a: 'e,
     {
         let mut branches = Vec::new();
         for (i, errors) in context.iter().enumerate() {
+            let is_broken = |place: Place<'_>| self.broken.contains(&place.node.span);
+            let at = |error: &ValidationError<'_>| self.node.at(error.instance_path().as_str());
+            let errors: Vec<_> = errors.iter().filter(|error| !at(error).is_some_and(is_broken)).collect();
             if let [error] = errors.as_slice()
                 && let Violation::AnyOf { context } | Violation::OneOfNotValid { context } = error.kind()
                 && error.instance_path().as_str() == path
             {
                 branches.extend(self.branches(path, error.schema_path().as_str(), context));
             } else {
-                let schema = self.schema.pointer(&format!("{schema_path}/{i}"));
-                branches.push(Branch { schema, errors: errors.iter().collect() });
+                branches.push(Branch { schema: self.schema.pointer(&format!("{schema_path}/{i}")), errors });
             }
         }
         branches
@@ -304,18 +310,16 @@ impl<'a> Check<'a> {
             let Some(entry) = place.node.get(key) else { continue };
             let near = nearest(key, known.iter().copied());
             self.unknown.push((path.to_owned(), near.map(str::to_owned)));
-            let mut diagnostic =
-                Diagnostic::at(entry.key_span, format!("unknown key `{}` {}", cut(key), self.within(path)));
+            let mut diagnostic = Diagnostic::at(entry.key_span, format!("unknown key `{}` {}", cut(key), self.within(path)));
             if let Some(near) = near {
                 diagnostic = diagnostic.label(format!("did you mean `{near}`?"));
                 if parts.below(near).is_some_and(|parts| parts.is_secret()) {
                     diagnostic = diagnostic.hide(entry.value.span);
                 }
             }
-            if !known.is_empty() {
-                diagnostic = diagnostic.help(format!("valid keys: {}", quoted(known.iter().copied())));
-            }
-            self.found.push(diagnostic);
+            let valid =
+                if known.is_empty() { "it has no keys".into() } else { format!("valid keys: {}", quoted(known.iter().copied())) };
+            self.found.push(diagnostic.help(valid));
         }
     }
 
@@ -380,9 +384,10 @@ impl<'a> Check<'a> {
     fn finish(mut self) -> Vec<Diagnostic> {
         let missing = std::mem::take(&mut self.missing);
         for (path, keys) in missing {
-            let misspelt = self.unknown.iter().any(|(at, meant)| {
-                *at == path && (keys.len() > 1 || meant.as_ref().is_some_and(|meant| keys.contains(meant)))
-            });
+            let misspelt = self
+                .unknown
+                .iter()
+                .any(|(at, meant)| *at == path && (keys.len() > 1 || meant.as_ref().is_some_and(|meant| keys.contains(meant))));
             if misspelt {
                 continue;
             }
@@ -393,10 +398,7 @@ impl<'a> Check<'a> {
                     let description = self.description(&format!("{path}/{key}"));
                     (format!("missing key `{key}` {}", self.within(&path)), description.map(|text| format!("`{key}`: {text}")))
                 }
-                keys => (
-                    format!("missing key {}: one of {}", self.within(&path), quoted(keys.iter().map(String::as_str))),
-                    None,
-                ),
+                keys => (format!("missing key {}: one of {}", self.within(&path), quoted(keys.iter().map(String::as_str))), None),
             };
             self.say(span, message, None, help);
         }
@@ -430,23 +432,6 @@ impl<'a> Check<'a> {
     }
 }
 
-/// `/price/input` as `price.input`, `/weights/1` as `weights[1]`.
-fn dotted(path: &str) -> String {
-    let mut out = String::new();
-    for segment in path.split('/').skip(1) {
-        let segment = segment.replace("~1", "/").replace("~0", "~");
-        if segment.bytes().all(|byte| byte.is_ascii_digit()) && !segment.is_empty() {
-            out.push_str(&format!("[{segment}]"));
-        } else {
-            if !out.is_empty() {
-                out.push('.');
-            }
-            out.push_str(&cut(&segment));
-        }
-    }
-    out
-}
-
 fn types(kind: &TypeKind) -> Vec<JsonType> {
     match kind {
         TypeKind::Single(kind) => vec![*kind],
@@ -460,53 +445,4 @@ fn choices(error: &ValidationError<'_>) -> Option<Vec<Value>> {
         Violation::Constant { expected_value } => Some(vec![expected_value.as_ref().clone()]),
         _ => None,
     }
-}
-
-fn type_words(name: &str) -> &'static str {
-    match name {
-        "array" => "a list",
-        "boolean" => "`true` or `false`",
-        "integer" => "a whole number",
-        "null" => "nothing",
-        "number" => "a number",
-        "object" => "a mapping",
-        _ => "a text",
-    }
-}
-
-/// `a, b or c`
-fn alternatives(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| name.as_ref().to_owned()).collect();
-    match names.split_last() {
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
-        None => "something else".into(),
-    }
-}
-
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// A value as it may stand in a message.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "nothing".into(),
-        Value::Array(_) => "a list".into(),
-        Value::Object(_) => "a mapping".into(),
-        scalar => format!("`{}`", cut(&plain(scalar))),
-    }
-}
-
-/// The first characters of `text`.
-fn cut(text: &str) -> String {
-    const MOST: usize = 40;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-fn entries(value: &Value) -> usize {
-    value.as_array().map_or_else(|| value.as_object().map_or(0, serde_json::Map::len), Vec::len)
 }

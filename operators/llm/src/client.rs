@@ -1,0 +1,385 @@
+//! Asks a teacher what the memo doesn't know yet.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use crate::memo::{Key, Memo};
+use crate::request::{Answer, Finish, Outage, Request, Teacher};
+
+/// Why an answer isn't taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reject {
+    /// One word for the table of rejects: `refusal`, `length`, `unparsable`, or a check's own.
+    pub reason: &'static str,
+    /// What exactly is wrong, as a fragment.
+    pub detail: String,
+}
+
+impl Reject {
+    /// A reject.
+    pub fn new(reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+impl Answer {
+    /// The text of an answer that ended by itself. A refusal or a cut answer is a reject.
+    pub fn whole(&self) -> Result<&str, Reject> {
+        match self.finish {
+            Finish::Stop => Ok(&self.text),
+            Finish::Length => Err(Reject::new("length", "the answer reached `max_output_tokens`")),
+            Finish::Refusal => Err(Reject::new("refusal", "the teacher refused")),
+        }
+    }
+}
+
+/// What came of asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome<T> {
+    /// An answer was taken.
+    Accepted {
+        /// What the caller made of it.
+        value: T,
+        /// Which request it answers: [`Key::request_id`].
+        request_id: String,
+        /// Whether it cost nothing: it was in the memo, or an identical request in flight brought it.
+        from_memo: bool,
+    },
+    /// None of the attempts was.
+    Rejected {
+        /// Why the last one wasn't.
+        reject: Reject,
+        /// Its text.
+        raw: String,
+        /// How many there are by now.
+        attempts: u32,
+    },
+}
+
+/// What a client did so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Requests sent that were answered.
+    pub calls: u64,
+    /// Answers that were taken out of the memo.
+    pub memo_hits: u64,
+    /// Tokens of those requests, as far as the teacher said.
+    pub input_tokens: u64,
+    /// Tokens of those answers, as far as the teacher said.
+    pub output_tokens: u64,
+}
+
+/// A teacher with its memo. All who ask one model share one client (cloning is cheap and shares): the bound on requests
+/// in flight, and the rule that identical requests in flight are asked once, hold per client.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    teacher: Arc<dyn Teacher>,
+    memo: Memo,
+    permits: Semaphore,
+    turns: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+    calls: AtomicU64,
+    memo_hits: AtomicU64,
+    input_tokens: AtomicU64,
+    output_tokens: AtomicU64,
+}
+
+impl Client {
+    /// A client that keeps at most `max_in_flight` (at least 1) requests in flight.
+    pub fn new(teacher: Arc<dyn Teacher>, memo: Memo, max_in_flight: usize) -> Self {
+        let inner = Inner {
+            teacher,
+            memo,
+            permits: Semaphore::new(max_in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            turns: Mutex::default(),
+            calls: AtomicU64::default(),
+            memo_hits: AtomicU64::default(),
+            input_tokens: AtomicU64::default(),
+            output_tokens: AtomicU64::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The teacher behind it.
+    pub fn teacher(&self) -> &Arc<dyn Teacher> {
+        &self.inner.teacher
+    }
+
+    /// The memo behind it.
+    pub fn memo(&self) -> &Memo {
+        &self.inner.memo
+    }
+
+    /// What was done so far, by all clones.
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            calls: read(&self.inner.calls),
+            memo_hits: read(&self.inner.memo_hits),
+            input_tokens: read(&self.inner.input_tokens),
+            output_tokens: read(&self.inner.output_tokens),
+        }
+    }
+
+    /// The first acceptable answer to draw `draw` of `request`. Remembered attempts are tried in order before a new one
+    /// is asked for, and at most `attempts` (at least 1) are made in all; a teacher that doesn't vary has one. `refresh`
+    /// keeps answers apart that were asked for at different wishes.
+    ///
+    /// `accept` sees every answer once and must not depend on anything but the answer. Dropping the future gives up a
+    /// call in flight; an answer that has arrived is kept.
+    pub async fn ask<T>(
+        &self,
+        request: &Request,
+        draw: u32,
+        refresh: Option<&str>,
+        attempts: u32,
+        accept: impl Fn(&Answer) -> Result<T, Reject>,
+    ) -> Result<Outcome<T>, Outage> {
+        let Inner { teacher, memo, memo_hits, .. } = &*self.inner;
+        let attempts = if teacher.varies() { attempts.max(1) } else { 1 };
+        let key = Key::attempts(request, &teacher.asked(request), draw, refresh);
+        let mut last = None;
+        let mut unknown = Vec::new();
+        let mut try_answer = |attempt: u32, answer: Answer, from_memo: bool| {
+            if from_memo {
+                memo_hits.fetch_add(1, Ordering::Relaxed);
+            }
+            match accept(&answer) {
+                Ok(value) => Some(Outcome::Accepted { value, request_id: key(attempt).request_id(), from_memo }),
+                Err(reject) => {
+                    last = Some((reject, answer.text));
+                    None
+                }
+            }
+        };
+        for attempt in 0..attempts {
+            match memo.answer(&key(attempt)) {
+                None => unknown.push(attempt),
+                Some(answer) => {
+                    if let Some(accepted) = try_answer(attempt, answer, true) {
+                        return Ok(accepted);
+                    }
+                }
+            }
+        }
+        for attempt in unknown {
+            let (answer, from_memo) = self.fetch(key(attempt), request, draw, attempt).await?;
+            if let Some(accepted) = try_answer(attempt, answer, from_memo) {
+                return Ok(accepted);
+            }
+        }
+        // There was at least one attempt, and every attempt that isn't accepted leaves its reject.
+        let (reject, raw) = last.unwrap_or_else(|| (Reject::new("unasked", "no attempt was made"), String::new()));
+        Ok(Outcome::Rejected { reject, raw, attempts })
+    }
+
+    /// Asks, unless an identical request in flight brings the answer. The second value says whether it did.
+    async fn fetch(&self, key: Key, request: &Request, draw: u32, attempt: u32) -> Result<(Answer, bool), Outage> {
+        let inner = &*self.inner;
+        let turn = Turn::of(&inner.turns, key);
+        let _mine = turn.lock.lock().await;
+        if let Some(answer) = inner.memo.answer(&key) {
+            return Ok((answer, true));
+        }
+        let permit = inner.permits.acquire().await.map_err(|error| Outage::teacher(error.to_string()))?;
+        let answer = inner.teacher.answer(request, draw, attempt).await?;
+        drop(permit);
+        inner.calls.fetch_add(1, Ordering::Relaxed);
+        if let Some(usage) = answer.usage {
+            inner.input_tokens.fetch_add(usage.input_tokens, Ordering::Relaxed);
+            inner.output_tokens.fetch_add(usage.output_tokens, Ordering::Relaxed);
+        }
+        inner.memo.record(key, &answer).await?;
+        Ok((answer, false))
+    }
+}
+
+/// A place among those who want the answer under one key. The table of turns forgets a key when the last one leaves.
+struct Turn<'a> {
+    turns: &'a Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+    key: Key,
+    lock: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<'a> Turn<'a> {
+    fn of(turns: &'a Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>, key: Key) -> Self {
+        let mut table = turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = Arc::clone(table.entry(key).or_default());
+        drop(table);
+        Self { turns, key, lock }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut table = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(entry) = table.entry(self.key) {
+            // The table's and this one: nobody else waits, and nobody can come while the table is locked.
+            if Arc::strong_count(entry.get()) == 2 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use futures::future::join_all;
+    use object_store::memory::InMemory;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::memo::Folder;
+    use crate::request::{Decoding, Message, Role, Usage};
+
+    /// Answers with draw and attempt, after giving others a chance to come in between. Fails where told to.
+    #[derive(Default)]
+    struct Recorder {
+        asked: Mutex<Vec<(u32, u32)>>,
+        now: AtomicU64,
+        most: AtomicU64,
+        down: bool,
+        constant: bool,
+    }
+
+    #[async_trait]
+    impl Teacher for Recorder {
+        fn identity(&self) -> Value {
+            json!({ "provider": "test" })
+        }
+
+        fn varies(&self) -> bool {
+            !self.constant
+        }
+
+        async fn answer(&self, _: &Request, draw: u32, attempt: u32) -> Result<Answer, Outage> {
+            let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(now, Ordering::SeqCst);
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+            self.now.fetch_sub(1, Ordering::SeqCst);
+            if self.down {
+                return Err(Outage::teacher("down"));
+            }
+            self.asked.lock().expect("not poisoned").push((draw, attempt));
+            Ok(Answer {
+                text: format!("{draw}/{attempt}"),
+                finish: Finish::Stop,
+                usage: Some(Usage { input_tokens: 10, output_tokens: 2 }),
+                model: "test".to_owned(),
+                created_ms: 1,
+            })
+        }
+    }
+
+    fn request(content: &str) -> Request {
+        Request {
+            messages: vec![Message { role: Role::User, content: content.to_owned() }],
+            decoding: Decoding { temperature: 1.0, top_p: 1.0, max_output_tokens: 100 },
+            response_format: None,
+            task: String::new(),
+            variables: Value::Null,
+        }
+    }
+
+    async fn client(teacher: &Arc<Recorder>, folder: &Folder, max_in_flight: usize) -> Client {
+        let memo = Memo::open(Arc::new(InMemory::new()), "memo".into(), folder.path()).await.expect("opens");
+        Client::new(Arc::clone(teacher) as Arc<dyn Teacher>, memo, max_in_flight)
+    }
+
+    /// Takes attempt `n` only.
+    fn only(n: u32) -> impl Fn(&Answer) -> Result<String, Reject> {
+        move |answer| match answer.text.ends_with(&format!("/{n}")) {
+            true => Ok(answer.text.clone()),
+            false => Err(Reject::new("unparsable", "not it")),
+        }
+    }
+
+    #[tokio::test]
+    async fn remembered_attempts_come_first_and_the_next_number_is_asked_for() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 4).await;
+        let request = request("q");
+        let rejected = client.ask(&request, 0, None, 2, only(2)).await.expect("no outage");
+        let reject = Reject::new("unparsable", "not it");
+        assert_eq!(rejected, Outcome::Rejected { reject, raw: "0/1".to_owned(), attempts: 2 });
+        let asked = |client: &Client| (client.counts().calls, client.counts().memo_hits);
+        assert_eq!(asked(&client), (2, 0));
+
+        let Outcome::Accepted { value, request_id, from_memo } =
+            client.ask(&request, 0, None, 5, only(2)).await.expect("no outage")
+        else {
+            panic!("attempt 2 is taken")
+        };
+        assert_eq!((value.as_str(), from_memo), ("0/2", false));
+        assert_eq!(request_id, Key::new(&request, &teacher.identity(), 0, None, 2).request_id());
+        assert_eq!(asked(&client), (3, 2));
+
+        let again = client.ask(&request, 0, None, 5, only(2)).await.expect("no outage");
+        assert!(matches!(again, Outcome::Accepted { from_memo: true, .. }));
+        assert_eq!(asked(&client), (3, 5));
+        assert_eq!(*teacher.asked.lock().expect("not poisoned"), [(0, 0), (0, 1), (0, 2)]);
+        assert_eq!((client.counts().input_tokens, client.counts().output_tokens), (30, 6));
+    }
+
+    #[tokio::test]
+    async fn draws_and_refreshes_are_asked_for_apart() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 4).await;
+        for (draw, refresh) in [(0, None), (1, None), (0, Some("2")), (0, None)] {
+            client.ask(&request("q"), draw, refresh, 1, only(0)).await.expect("no outage");
+        }
+        assert_eq!((client.counts().calls, client.counts().memo_hits), (3, 1));
+    }
+
+    #[tokio::test]
+    async fn identical_requests_in_flight_are_asked_once() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 64).await;
+        let request = request("q");
+        let outcomes = join_all((0..50).map(|_| client.ask(&request, 0, None, 1, only(0)))).await;
+        let paid = outcomes
+            .into_iter()
+            .filter(|outcome| matches!(outcome, Ok(Outcome::Accepted { from_memo: false, .. })))
+            .count();
+        assert_eq!((paid, client.counts().calls), (1, 1));
+        assert!(client.inner.turns.lock().expect("not poisoned").is_empty());
+    }
+
+    #[tokio::test]
+    async fn no_more_than_the_bound_are_in_flight() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 3).await;
+        let requests: Vec<_> = (0..40).map(|n| request(&n.to_string())).collect();
+        join_all(requests.iter().map(|request| client.ask(request, 0, None, 1, only(0)))).await;
+        assert_eq!(client.counts().calls, 40);
+        assert_eq!(teacher.most.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_not_remembered() {
+        let (teacher, folder) = (Arc::new(Recorder { down: true, ..Recorder::default() }), Folder::new());
+        let client = client(&teacher, &folder, 3).await;
+        assert!(client.ask(&request("q"), 0, None, 5, only(0)).await.is_err());
+        assert!(client.memo().is_empty());
+        assert_eq!(client.counts(), Counts::default());
+    }
+
+    #[tokio::test]
+    async fn a_teacher_that_does_not_vary_is_asked_once() {
+        let (teacher, folder) = (Arc::new(Recorder { constant: true, ..Recorder::default() }), Folder::new());
+        let client = client(&teacher, &folder, 3).await;
+        let outcome = client.ask(&request("q"), 0, None, 5, only(4)).await.expect("no outage");
+        assert!(matches!(outcome, Outcome::Rejected { attempts: 1, .. }));
+        assert_eq!(client.counts().calls, 1);
+    }
+}

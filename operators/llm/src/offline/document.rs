@@ -1,0 +1,386 @@
+//! A document as the offline teacher understands it: what it is about, and its clauses with pronouns replaced.
+
+use std::collections::{HashMap, HashSet};
+
+use super::clause::{Clause, clauses};
+use super::grammar::is_name;
+use super::lexicon::{
+    CONJUNCTIONS, DETERMINERS, GIVEN_NAMES, MONTHS, PLACES, POSSESSIVES, PREPOSITIONS, PRONOUNS, SUBORDINATORS, WEEKDAYS, is_role,
+};
+use super::text::{Token, capitalised, contains_words, join, sentences, tokens, words};
+
+/// What the subject of a document is, as far as it decides how to speak of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nature {
+    Person,
+    Place,
+    /// Something that is done or happens.
+    Event,
+    Thing,
+}
+
+/// What a document is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Subject {
+    /// As it stands inside a sentence, with its article: "the Amber Ferry".
+    pub(super) name: String,
+    /// Without article and brackets.
+    pub(super) bare: String,
+    pub(super) nature: Nature,
+    plural: bool,
+    /// Whether nearly everything in the text is about it, so that pronouns mean it.
+    pub(super) alone: bool,
+}
+
+/// A text taken apart.
+#[derive(Debug, Clone)]
+pub(super) struct Document {
+    pub(super) subject: Subject,
+    pub(super) sentences: Vec<String>,
+    /// In the order of the text. None has a pronoun for its subject.
+    pub(super) clauses: Vec<Clause>,
+}
+
+impl Subject {
+    fn of(title: &str, sentences: &[&str]) -> Self {
+        let bare = bare_title(title, sentences);
+        let text = sentences.join(" ");
+        let mentions = count(&text, &bare);
+        let lower = bare.to_lowercase();
+        let bare = if count(&text, &lower) > mentions { lower } else { bare };
+        let with_article = count(&text, &format!("the {bare}")) + count(&text, &format!("The {bare}"));
+        let has_article = bare.to_lowercase().starts_with("the ");
+        let name = match (has_article, with_article * 2 > mentions.max(1)) {
+            (true, _) => format!("the {}", &bare[4..]),
+            (false, true) => format!("the {bare}"),
+            (false, false) => bare.clone(),
+        };
+        let mentioned = sentences.iter().filter(|sentence| contains_words(sentence, &bare)).count();
+        let nature = nature(&bare, sentences);
+        let last = bare.rsplit(' ').next().unwrap_or_default().to_lowercase();
+        let were = format!("{bare} were ");
+        let plural = text.contains(&were) || text.contains(&format!("{bare} are ")) && last.ends_with('s');
+        let alone = mentioned * 5 >= sentences.len() && sentences.len() <= 40;
+        Self { name, bare, nature, plural, alone }
+    }
+
+    /// Whether a text names it.
+    pub(super) fn is_named_in(&self, text: &str) -> bool {
+        contains_words(text, &self.bare)
+    }
+
+    fn is_meant_by(&self, pronoun: &str) -> bool {
+        match pronoun {
+            "he" | "she" => self.nature == Nature::Person,
+            "it" => self.nature != Nature::Person && !self.plural,
+            "they" => self.plural,
+            _ => false,
+        }
+    }
+
+    /// A sentence that names it, made of one that perhaps doesn't. `variant` chooses the words.
+    pub(super) fn named(&self, sentence: &str, variant: u64) -> String {
+        if self.is_named_in(sentence) {
+            return capitalised(sentence);
+        }
+        let name = &self.name;
+        let frames: &[&str] = match self.nature {
+            _ if !self.alone => &["In the text on {}, ", "On the subject of {}, ", "In the account of {}, ", "With regard to {}, "],
+            Nature::Place => &["At {}, ", "At {}, ", "As for {}, "],
+            Nature::Event => &["In {}, ", "During {}, ", "As part of {}, "],
+            Nature::Person => &["In the case of {}, ", "As for {}, ", "In the story of {}, "],
+            Nature::Thing => &["In the case of {}, ", "As for {}, ", "With {}, "],
+        };
+        let frame = frames[(variant % frames.len() as u64) as usize];
+        capitalised(&format!("{}{sentence}", frame.replace("{}", name)))
+    }
+}
+
+/// How often `part` stands in `text` as whole words, in this case.
+fn count(text: &str, part: &str) -> usize {
+    let bounded = |at: usize| {
+        !text[..at].chars().next_back().is_some_and(char::is_alphanumeric)
+            && !text[at + part.len()..].chars().next().is_some_and(char::is_alphanumeric)
+    };
+    if part.is_empty() { 0 } else { text.match_indices(part).filter(|(at, _)| bounded(*at)).count() }
+}
+
+fn bare_title(title: &str, sentences: &[&str]) -> String {
+    let title = title.rsplit('/').next().unwrap_or(title).trim();
+    let title = title.split(" (").next().unwrap_or(title);
+    let title = title.trim_matches(|c: char| !c.is_alphanumeric() && !matches!(c, '"' | '\'' | ')' | '!' | '?'));
+    if title.chars().any(char::is_alphanumeric) {
+        return title.to_owned();
+    }
+    // A text without a title is about the first name in it.
+    let first = tokens(sentences.first().copied().unwrap_or_default());
+    let start = (0..first.len()).find(|at| is_name(&first, *at));
+    let name: Vec<Token> = first.iter().skip(start.unwrap_or(first.len())).take_while(|token| token.is_capital()).cloned().collect();
+    if name.is_empty() { "the text".to_owned() } else { join(&name) }
+}
+
+fn nature(bare: &str, sentences: &[&str]) -> Nature {
+    let title = words(bare);
+    let first = title.first().map_or("", String::as_str);
+    let last = title.last().map_or("", String::as_str);
+    let text = format!(" {} ", sentences.join(" ").to_lowercase());
+    let pronouns = |list: &[&str]| list.iter().map(|word| text.matches(&format!(" {word} ")).count()).sum::<usize>();
+    if GIVEN_NAMES.contains(first) && title.len() > 1 && !PLACES.contains(last) && pronouns(&["he", "she", "his", "her"]) >= pronouns(&["it", "its"]) {
+        return Nature::Person;
+    }
+    // "X is the count of all hands": what it says it is.
+    let said = sentences.iter().find_map(|sentence| {
+        let rest = sentence.strip_prefix(bare).or_else(|| sentence.strip_prefix("The ")?.strip_prefix(bare))?;
+        let said = words(rest);
+        matches!(said.first()?.as_str(), "is" | "was" | "are" | "were").then_some(said)
+    });
+    let said: Vec<String> = said.unwrap_or_default().into_iter().skip(1).take_while(|word| !matches!(word.as_str(), "of" | "in" | "on" | "at" | "for" | "that" | "which" | "who" | "to" | "by" | "from")).collect();
+    let head = said.last().map_or("", String::as_str);
+    if is_role(head) && pronouns(&["he", "she", "his", "her"]) > pronouns(&["it", "its"]) {
+        Nature::Person
+    } else if PLACES.contains(head) || PLACES.contains(last) {
+        Nature::Place
+    } else if is_event(head) || is_event(last) || last.ends_with("ing") && title.len() > 1 {
+        Nature::Event
+    } else if pronouns(&["he", "she"]) > 2 * pronouns(&["it", "its"]) + 1 && title.len() > 1 && text.contains(&format!(" {last} ")) {
+        Nature::Person
+    } else {
+        Nature::Thing
+    }
+}
+
+fn is_event(noun: &str) -> bool {
+    matches!(noun, "watch" | "muster" | "count" | "drill" | "check" | "round" | "procedure" | "routine" | "ceremony" | "festival" | "game" | "war" | "battle" | "feast" | "race" | "exercise" | "ritual" | "rite" | "walk" | "custom" | "practice" | "inspection" | "test" | "way" | "method" | "landing" | "rehearsal" | "celebration" | "election" | "strike" | "march" | "plague" | "revolution")
+}
+
+impl Document {
+    /// Takes a text apart.
+    pub(super) fn new(title: &str, text: &str) -> Self {
+        let found = sentences(text);
+        let subject = Subject::of(title, &found);
+        let case = Case::of(&found, &subject);
+        let mut resolver = Resolver { subject: &subject, thing: None, person: None, many: None };
+        let mut kept = Vec::new();
+        for (number, sentence) in found.iter().enumerate() {
+            for mut clause in clauses(number, sentence) {
+                case.settle(&mut clause);
+                if resolver.resolve(&mut clause) {
+                    kept.push(clause);
+                }
+            }
+        }
+        let sentences = found.into_iter().map(|sentence| sentence.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        Self { subject, sentences, clauses: kept }
+    }
+}
+
+/// Which words are names, learnt from where they are capitalised for no other reason.
+struct Case {
+    names: HashSet<String>,
+    common: HashSet<String>,
+}
+
+impl Case {
+    fn of(sentences: &[&str], subject: &Subject) -> Self {
+        let mut case = Self { names: words(&subject.bare).into_iter().collect(), common: HashSet::new() };
+        for sentence in sentences {
+            let row = tokens(sentence);
+            for (at, token) in row.iter().enumerate().skip(1) {
+                let opens = matches!(row[at - 1].text.as_str(), "\"" | "“" | ":" | "(");
+                if token.is_capital() && !opens {
+                    case.names.insert(token.lower());
+                } else if !token.is_capital() {
+                    case.common.insert(token.text.clone());
+                }
+            }
+        }
+        case
+    }
+
+    /// Takes the capital off a word that has it only for standing first.
+    fn settle(&self, clause: &mut Clause) {
+        for row in [&mut clause.lead, &mut clause.subject, &mut clause.rest] {
+            let followed = row.get(1).is_some_and(Token::is_capital);
+            if let Some(first) = row.first_mut()
+                && first.is_capital()
+                && self.is_common(first, followed)
+            {
+                first.text = first.text.to_lowercase();
+            }
+        }
+    }
+
+    fn is_common(&self, token: &Token, followed_by_capital: bool) -> bool {
+        let lower = token.lower();
+        let word = lower.as_str();
+        if token.text.chars().filter(|c| c.is_uppercase()).count() > 1 || token.text == "I" {
+            return false;
+        }
+        if DETERMINERS.contains(word) || PREPOSITIONS.contains(word) || PRONOUNS.contains(word) || SUBORDINATORS.contains(word) || CONJUNCTIONS.contains(word) {
+            return true;
+        }
+        if GIVEN_NAMES.contains(word) || MONTHS.contains(word) || WEEKDAYS.contains(word) || self.names.contains(word) && !self.common.contains(word) {
+            return false;
+        }
+        self.common.contains(word) || !followed_by_capital
+    }
+}
+
+/// Follows who and what was spoken of last.
+struct Resolver<'a> {
+    subject: &'a Subject,
+    thing: Option<Vec<Token>>,
+    person: Option<Vec<Token>>,
+    many: Option<Vec<Token>>,
+}
+
+impl Resolver<'_> {
+    /// Puts nouns in the place of pronouns. `false` where that can't be done: the clause then says nothing by itself.
+    fn resolve(&mut self, clause: &mut Clause) -> bool {
+        let first = clause.subject[0].lower();
+        if clause.subject.len() == 1 && matches!(first.as_str(), "it" | "he" | "she" | "they") {
+            match self.referent(&first) {
+                Some(referent) => clause.subject = referent,
+                None => return false,
+            }
+        } else if POSSESSIVES.contains(first.as_str()) {
+            clause.subject[0].text = "the".to_owned();
+        } else if self.is_short_form(&clause.subject) {
+            clause.subject = tokens(&self.subject.name);
+        }
+        let vague = |token: &Token| matches!(token.lower().as_str(), "them" | "these" | "those" | "this" | "it" | "they" | "he" | "she" | "i" | "we" | "you" | "us" | "one");
+        if clause.subject.iter().any(vague) {
+            return false;
+        }
+        self.remember(clause);
+        self.resolve_object(clause);
+        true
+    }
+
+    fn referent(&self, pronoun: &str) -> Option<Vec<Token>> {
+        let name = || tokens(&self.subject.name);
+        let meant = self.subject.is_meant_by(pronoun);
+        if meant && self.subject.alone {
+            return Some(name());
+        }
+        let last = match pronoun {
+            "it" => &self.thing,
+            "they" => &self.many,
+            _ => &self.person,
+        };
+        last.clone().or_else(|| meant.then(name))
+    }
+
+    /// "the ferry" for the Amber Ferry, "Luther" for Martin Luther.
+    fn is_short_form(&self, row: &[Token]) -> bool {
+        let bare = &self.subject.bare;
+        let Some((_, head)) = bare.rsplit_once(' ') else { return false };
+        match row {
+            [only] => self.subject.nature == Nature::Person && only.text == head,
+            [the, noun] => self.subject.alone && the.lower() == "the" && noun.text == head.to_lowercase() && head.chars().all(char::is_alphabetic),
+            _ => false,
+        }
+    }
+
+    fn remember(&mut self, clause: &Clause) {
+        let row = &clause.subject;
+        if row.len() > 8 {
+            return;
+        }
+        let head = head_noun(row);
+        let plural = matches!(clause.verb.tokens[0].text.as_str(), "are" | "were" | "have" | "do")
+            || head.ends_with('s') && !head.ends_with("ss") && !row.last().is_some_and(Token::is_capital);
+        let is_person = is_role(&head) || row.len() > 1 && GIVEN_NAMES.contains(row[0].lower().as_str()) || join(row) == self.subject.name && self.subject.nature == Nature::Person;
+        let slot = if plural {
+            &mut self.many
+        } else if is_person {
+            &mut self.person
+        } else {
+            &mut self.thing
+        };
+        // "a landing" was introduced and is "the landing" from now on.
+        let mut row = row.clone();
+        match row[0].lower().as_str() {
+            "a" | "an" | "every" | "each" => row[0].text = "the".to_owned(),
+            _ if row[0].is_number() => row.insert(0, Token::new("the")),
+            _ => {}
+        }
+        *slot = Some(row);
+    }
+
+    /// "wrote it down" in a text about one thing: it is that thing.
+    fn resolve_object(&self, clause: &mut Clause) {
+        let elsewhere = !self.subject.is_named_in(&join(&clause.subject));
+        if !(self.subject.alone && elsewhere && self.subject.is_meant_by("it")) {
+            return;
+        }
+        if let Some(at) = clause.rest.iter().take(3).position(|token| token.text == "it")
+            && (at == 0 || PREPOSITIONS.contains(clause.rest[at - 1].text.as_str()))
+        {
+            let name = tokens(&self.subject.name);
+            clause.rest.splice(at..=at, name);
+        }
+    }
+}
+
+/// The noun that a phrase is about: its last word before the first preposition, in lower case.
+pub(super) fn head_noun(row: &[Token]) -> String {
+    let end = row.iter().position(|token| PREPOSITIONS.contains(token.text.as_str()) || !token.is_word() || PRONOUNS.contains(token.text.as_str())).filter(|end| *end > 0);
+    row[..end.unwrap_or(row.len())].last().map(Token::lower).unwrap_or_default()
+}
+
+/// How rare each word is among sentences: log of the number of sentences over the number that hold it.
+pub(super) fn rarity(sentences: &[String]) -> HashMap<String, f64> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for sentence in sentences {
+        let distinct: HashSet<String> = words(sentence).into_iter().collect();
+        distinct.into_iter().for_each(|word| *seen.entry(word).or_default() += 1);
+    }
+    let n = sentences.len() as f64;
+    seen.into_iter().map(|(word, count)| (word, (1.0 + n / count as f64).ln())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::clause::shown;
+
+    const TEXT: &str = "Cold Reeling is the way to take in a frozen hawser. Freya Dunmore wrote it down in 1938. Gloves are \
+        compulsory in Cold Reeling. She also made gloves. It is forbidden in winds above 22 knots. Its fine is 6 crowns.";
+
+    #[test]
+    fn pronouns_are_replaced() {
+        let document = Document::new("Cold Reeling", TEXT);
+        let shown: Vec<String> = document.clauses.iter().map(shown).collect();
+        assert_eq!(
+            shown,
+            [
+                " | Cold Reeling | is | the way to take in a frozen hawser",
+                " | Freya Dunmore | wrote | Cold Reeling down in 1938",
+                " | gloves | are | compulsory in Cold Reeling",
+                " | Freya Dunmore | made | gloves",
+                " | Cold Reeling | is forbidden | in winds above 22 knots",
+                " | the fine | is | 6 crowns",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_subject_is_spoken_of_as_the_text_does() {
+        let subject = |title: &str, text: &str| Document::new(title, text).subject;
+        let ferry = subject("Amber Ferry (1912)", "The Amber Ferry is a boat. People like the Amber Ferry.");
+        assert_eq!((ferry.name.as_str(), ferry.bare.as_str(), ferry.nature), ("the Amber Ferry", "Amber Ferry", Nature::Thing));
+        assert_eq!(subject("Prime number", "A prime number is odd. Every prime number counts.").name, "prime number");
+        assert_eq!(subject("Tern Ledge", "Tern Ledge is a small rock. It is wet.").nature, Nature::Place);
+        assert_eq!(subject("Ada Fenn", "Ada Fenn was a mason. She lived in Hull.").nature, Nature::Person);
+        assert_eq!(subject("", "Tern Ledge is wet.").name, "Tern Ledge");
+        assert_eq!(Document::new("Cold Reeling", TEXT).subject.nature, Nature::Event);
+    }
+
+    #[test]
+    fn sentences_are_made_to_name_it() {
+        let subject = Document::new("Cold Reeling", TEXT).subject;
+        assert_eq!(subject.named("the drum turns", 0), "In Cold Reeling, the drum turns");
+        assert_eq!(subject.named("cold Reeling is slow", 0), "Cold Reeling is slow");
+    }
+}

@@ -1,0 +1,149 @@
+//! What a teacher is asked, and what it answers.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::memo::MemoError;
+
+/// Who speaks in a [`Message`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions above the conversation.
+    System,
+    /// The one who asks.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The word of the chat protocol: `system`, `user` or `assistant`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// A turn of the conversation that is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// The text, as sent.
+    pub content: String,
+}
+
+/// How the model draws its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Decoding {
+    /// 0 takes the likeliest token.
+    pub temperature: f64,
+    /// The share of probability that is drawn from.
+    pub top_p: f64,
+    /// The answer is cut after so many tokens.
+    pub max_output_tokens: u32,
+}
+
+/// One request, rendered. Messages, decoding and response format are what a server sees and what the memo's key is made
+/// of; `task` and `variables` are for a teacher that doesn't read prompts (`offline`), which brings them into the key by
+/// [`Teacher::asked`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// The conversation so far.
+    pub messages: Vec<Message>,
+    /// How the answer is drawn.
+    pub decoding: Decoding,
+    /// The protocol's `response_format`, for instance a JSON schema.
+    pub response_format: Option<Value>,
+    /// What is asked for, as a word: `synthesize_qa`, `rewrite`, `answer`.
+    pub task: String,
+    /// What the prompt was rendered from.
+    pub variables: Value,
+}
+
+/// Why a model stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// It was done.
+    Stop,
+    /// It reached `max_output_tokens`.
+    Length,
+    /// It refused.
+    Refusal,
+}
+
+/// Tokens that a call was charged for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Of the request.
+    pub input_tokens: u64,
+    /// Of the answer.
+    pub output_tokens: u64,
+}
+
+/// What a teacher said. This is what the memo keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The text, unparsed.
+    pub text: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// What it cost, if the server said so.
+    pub usage: Option<Usage>,
+    /// The model's name as the server reports it.
+    pub model: String,
+    /// When it came, in milliseconds since 1970 (UTC); 0 for a teacher whose answers have no time.
+    pub created_ms: u64,
+}
+
+/// No answer, for a reason that isn't the request's: the stage fails uncommitted, and what was answered so far stays in
+/// the memo.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Outage {
+    /// The teacher can't be asked.
+    #[error("{message}")]
+    Teacher {
+        /// What happened.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// The answer can't be kept, so asking on would only lose money.
+    #[error(transparent)]
+    Memo(#[from] MemoError),
+}
+
+impl Outage {
+    /// An outage of the teacher without a hint.
+    pub fn teacher(message: impl Into<String>) -> Self {
+        Self::Teacher { message: message.into(), hint: None }
+    }
+}
+
+/// Something that answers requests.
+#[async_trait]
+pub trait Teacher: Send + Sync {
+    /// What enters keys: provider, model and revision. Equal for two servers of one model.
+    fn identity(&self) -> Value;
+
+    /// What of this teacher, and of the request beyond its rendered part, decides the answer: it takes the identity's
+    /// place in the memo's key. Only a teacher that reads `task` and `variables` gives more than [`Self::identity`].
+    fn asked(&self, _request: &Request) -> Value {
+        self.identity()
+    }
+
+    /// Whether another attempt at the same request can give another answer.
+    fn varies(&self) -> bool {
+        true
+    }
+
+    /// Answers. `draw` tells independent draws of one request apart, `attempt` tries of one draw; neither is sent to a
+    /// server that samples. Dropping the future gives the call up.
+    async fn answer(&self, request: &Request, draw: u32, attempt: u32) -> Result<Answer, Outage>;
+}

@@ -1,0 +1,125 @@
+//! What a model that writes has answered, and whether it is right.
+
+use std::collections::HashMap;
+
+/// The letter of option `index`: `A` to `Z`, then numbers from 27.
+pub(crate) fn letter(index: usize) -> String {
+    match u8::try_from(index) {
+        Ok(index @ 0..26) => char::from(b'A' + index).to_string(),
+        _ => (index + 1).to_string(),
+    }
+}
+
+/// What stands behind `Answer:` in the last line that begins so, stripped of markup; `None` without one, or if it is empty.
+pub(crate) fn final_answer(text: &str) -> Option<&str> {
+    let markup = |c: char| c.is_whitespace() || matches!(c, '*' | '_' | '`' | '#' | '>');
+    let answer = text.lines().rev().find_map(|line| {
+        let line = line.trim_start_matches(markup);
+        let (word, rest) = (line.get(..6)?, line.get(6..)?);
+        let rest = rest.trim_start_matches(['*', '_']);
+        word.eq_ignore_ascii_case("answer").then(|| rest.strip_prefix(':')).flatten()
+    })?;
+    Some(answer.trim_matches(markup)).filter(|answer| !answer.is_empty())
+}
+
+/// Which option an answer names: by its text, or by its letter alone or in front of its text.
+pub(crate) fn choice(answer: &str, options: &[String]) -> Option<usize> {
+    let plain = |text: &str| text.trim().trim_end_matches('.').to_lowercase();
+    if let Some(index) = options.iter().position(|option| plain(option) == plain(answer)) {
+        return Some(index);
+    }
+    let answer = answer.trim().trim_start_matches(['(', '[']);
+    let end = answer.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(answer.len());
+    let (name, rest) = answer.split_at(end);
+    let index = (0..options.len()).find(|index| letter(*index).eq_ignore_ascii_case(name))?;
+    // `A dog` is no letter with something behind it.
+    (rest.is_empty() || rest.starts_with(['.', ')', ']', ':', ','])).then_some(index)
+}
+
+/// A text as SQuAD compares it: lower case, without punctuation and without the articles, words apart by one space.
+fn normalised(text: &str) -> Vec<String> {
+    let text = text.to_lowercase();
+    let kept: String = text.chars().filter(|c| !c.is_ascii_punctuation()).collect();
+    kept.split_whitespace().filter(|word| !matches!(*word, "a" | "an" | "the")).map(str::to_owned).collect()
+}
+
+/// Whether two answers are the same words.
+pub(crate) fn exact_match(prediction: &str, answer: &str) -> bool {
+    normalised(prediction) == normalised(answer)
+}
+
+/// F1 of the words of an answer against those of the right one, as multisets. Where either has none, 1 if both have none,
+/// else 0.
+pub(crate) fn token_f1(prediction: &str, answer: &str) -> f64 {
+    let (prediction, answer) = (normalised(prediction), normalised(answer));
+    if prediction.is_empty() || answer.is_empty() {
+        return f64::from(u8::from(prediction == answer));
+    }
+    let mut left: HashMap<&str, usize> = HashMap::new();
+    for word in &answer {
+        *left.entry(word).or_default() += 1;
+    }
+    let mut common = 0;
+    for word in &prediction {
+        if let Some(count) = left.get_mut(word.as_str()).filter(|count| **count > 0) {
+            *count -= 1;
+            common += 1;
+        }
+    }
+    // 2PR / (P + R), with P and R the common words over those of either side.
+    2.0 * f64::from(common) / (prediction.len() + answer.len()) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn squad_scores() {
+        assert!(exact_match("The Gull.", "gull"));
+        assert!(exact_match("an  apple-tree", "Appletree"));
+        assert!(!exact_match("two gulls", "gull"));
+        assert_eq!(token_f1("the Gull and the Tern", "Gull"), 2.0 / 4.0);
+        assert_eq!(token_f1("nine pilots", "nine pilots"), 1.0);
+        assert_eq!(token_f1("nine nine", "nine"), 2.0 / 3.0);
+        assert_eq!(token_f1("ten", "nine"), 0.0);
+        assert_eq!((token_f1("the", "a"), token_f1("the", "nine")), (1.0, 0.0));
+    }
+
+    #[test]
+    fn the_last_answer_line_counts() {
+        for (text, answer) in [
+            ("It is.\nAnswer: B", Some("B")),
+            ("Answer: A\nNo, wait.\n**Answer:** C", Some("C")),
+            ("**answer: nine pilots**\n\nI hope that helps.", Some("nine pilots")),
+            ("> ANSWER : no colon right after", None),
+            ("The answer: B", None),
+            ("Answer:", None),
+            ("", None),
+            ("Größe", None),
+        ] {
+            assert_eq!(final_answer(text), answer, "{text}");
+        }
+    }
+
+    #[test]
+    fn options_are_named_by_text_or_letter() {
+        let options = ["18 metres", "C", "A dog", "34 metres"].map(str::to_owned);
+        for (answer, index) in [
+            ("18 Metres.", Some(0)),
+            ("d", Some(3)),
+            ("(A)", Some(0)),
+            ("D) 34 metres", Some(3)),
+            ("B. C", Some(1)),
+            ("C", Some(1)),
+            ("A dog", Some(2)),
+            ("A cat", None),
+            ("E", None),
+            ("19 metres", None),
+            ("", None),
+        ] {
+            assert_eq!(choice(answer, &options), index, "{answer}");
+        }
+        assert_eq!((letter(0), letter(25), letter(26)), ("A".into(), "Z".into(), "27".into()));
+    }
+}

@@ -1,0 +1,180 @@
+//! Questions answered in writing.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use ingrain_engine::{failure::Failure, key, run::Counters};
+use ingrain_llm::{Client, Decoding, Message, Outage, Outcome, Request, Role};
+use minijinja::{Environment, value::Serde};
+use serde_json::{Value, json};
+
+use super::{
+    answer::{choice, exact_match, final_answer, letter, token_f1},
+    prediction::Prediction,
+    question::{Context, Question},
+};
+use crate::rejects::{Reject, Rejects};
+
+const PROMPT: &str = include_str!("answer.jinja");
+
+/// How many questions wait for the client at once; the client bounds those in flight.
+const WAITING: usize = 1024;
+
+/// How answers are drawn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// 0 takes the likeliest token.
+    pub(crate) temperature: f64,
+    /// An answer is cut after so many tokens.
+    pub(crate) max_output_tokens: u32,
+}
+
+/// What the model said to a question, or why that can't be read as an answer.
+enum Said {
+    Text { text: String, from_memo: bool },
+    Refused { reject: Reject, attempts: i32 },
+}
+
+/// Asks every question once. Answers that are refused or cut count as wrong and are rejects, too.
+pub(crate) async fn predictions(
+    client: &Client,
+    questions: &[Question],
+    settings: Settings,
+    refresh: Option<&str>,
+    counters: &Counters,
+    rejects: &mut Rejects,
+) -> Result<Vec<Prediction>, Failure> {
+    let answers = stream::iter(questions).map(|question| ask(client, question, settings, refresh)).buffered(WAITING);
+    let mut answers = std::pin::pin!(answers.enumerate().map(|(place, said)| said.map(|said| (place, said))));
+    let mut predictions = Vec::with_capacity(questions.len());
+    while let Some((place, said)) = answers.try_next().await? {
+        let question = &questions[place];
+        match said {
+            Said::Text { text, from_memo } => {
+                Counters::add(if from_memo { &counters.memo_hits } else { &counters.calls }, 1);
+                predictions.push(prediction(question, Some(&text), text.clone()));
+            }
+            Said::Refused { reject, attempts } => {
+                let row_id = key::row_id("evaluate.reject", 0, &[&question.row_id], 0, 0);
+                rejects.push(&row_id, Some(&question.row_id), &reject, attempts);
+                predictions.push(prediction(question, None, reject.raw.unwrap_or_default()));
+            }
+        }
+        counters.say(format!("question {} of {}", predictions.len(), questions.len()));
+    }
+    Ok(predictions)
+}
+
+async fn ask(client: &Client, question: &Question, settings: Settings, refresh: Option<&str>) -> Result<Said, Failure> {
+    let request = request(question, settings)?;
+    let whole = |answer: &ingrain_llm::Answer| answer.whole().map(str::to_owned);
+    match client.ask(&request, 0, refresh, 1, whole).await.map_err(outage)? {
+        Outcome::Accepted { value, from_memo, .. } => Ok(Said::Text { text: value, from_memo }),
+        Outcome::Rejected { reject, raw, attempts } => {
+            let reject = Reject::new(reject.reason, reject.detail).raw(&raw);
+            Ok(Said::Refused { reject, attempts: i32::try_from(attempts).unwrap_or(i32::MAX) })
+        }
+    }
+}
+
+fn outage(outage: Outage) -> Failure {
+    match outage {
+        Outage::Teacher { message, hint } => Failure { hint, ..Failure::external(message) },
+        Outage::Memo(error) => Failure::external(error.to_string()),
+    }
+}
+
+fn request(question: &Question, settings: Settings) -> Result<Request, Failure> {
+    // The best stands last, nearest to the question.
+    let contexts: Vec<&Context> = question.contexts.iter().rev().collect();
+    let options = question.options.iter().enumerate();
+    let lettered: Vec<Value> = options.map(|(index, text)| json!({ "letter": letter(index), "text": text })).collect();
+    let shown = json!({ "question": question.question, "options": lettered, "contexts": contexts });
+    let content = Environment::empty().render_str(PROMPT, minijinja::Value::from(Serde(shown)));
+    let content = content.map_err(|error| Failure::bug(format!("the prompt of `evaluate`: {error}")))?;
+    Ok(Request {
+        messages: vec![Message { role: Role::User, content: content.trim().to_owned() }],
+        decoding: Decoding { temperature: settings.temperature, top_p: 1.0, max_output_tokens: settings.max_output_tokens },
+        response_format: None,
+        task: "answer".to_owned(),
+        variables: json!({ "question": question.question, "options": question.options, "contexts": contexts }),
+    })
+}
+
+/// `text` is what the model wrote, if that was whole; `raw` what there is of it.
+fn prediction(question: &Question, text: Option<&str>, raw: String) -> Prediction {
+    let answer = text.and_then(final_answer);
+    let mut prediction = Prediction::of(question, question.context());
+    prediction.raw = Some(raw);
+    if question.options.is_empty() {
+        let right = || std::iter::once(&question.answer).chain(&question.answers);
+        let answered = answer.unwrap_or_default();
+        prediction.exact_match = Some(answer.is_some() && right().any(|right| exact_match(answered, right)));
+        let f1 = right().map(|right| token_f1(answered, right)).fold(0.0, f64::max);
+        prediction.token_f1 = Some(if answer.is_some() { f1 } else { 0.0 });
+        prediction.score = prediction.token_f1;
+        prediction.prediction = answer.map(str::to_owned);
+    } else {
+        let chosen = answer.and_then(|answer| choice(answer, &question.options)).map(|index| &question.options[index]);
+        prediction.correct = Some(chosen == Some(&question.answer));
+        prediction.prediction = chosen.cloned();
+    }
+    prediction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: Settings = Settings { temperature: 0.0, max_output_tokens: 100 };
+
+    fn question(options: &[&str]) -> Question {
+        Question {
+            row_id: "r".into(),
+            question_id: "q".into(),
+            question: "How deep is the <well>?".into(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            answer: "18 metres".into(),
+            answers: vec!["eighteen metres".into()],
+            contexts: vec![
+                Context { title: Some("Well".into()), text: "The well is 18 metres deep.".into() },
+                Context { title: None, text: "A mill.".into() },
+            ],
+            group: None,
+        }
+    }
+
+    #[test]
+    fn the_prompt_shows_contexts_best_last_and_lettered_options() {
+        let request = request(&question(&["75 metres", "18 metres"]), SETTINGS).unwrap();
+        assert_eq!(
+            request.messages[0].content,
+            "A mill.\n\nWell\nThe well is 18 metres deep.\n\nAnswer the question. The texts above may help.\n\n\
+             Question: How deep is the <well>?\n\nA. 75 metres\nB. 18 metres\n\n\
+             There is only one correct choice. Explain in a few sentences how you come to it. Then end with a line of its own \
+             that holds nothing but `Answer:` and the letter of your choice."
+        );
+        assert_eq!(request.variables["options"], json!(["75 metres", "18 metres"]));
+        assert_eq!(request.variables["contexts"][1], json!({ "title": "Well", "text": "The well is 18 metres deep." }));
+        let mut open = question(&[]);
+        open.contexts.clear();
+        let content = &super::request(&open, SETTINGS).unwrap().messages[0].content;
+        assert!(content.starts_with("Question: How deep is the <well>?\n\nExplain in a few"), "{content}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_wrong() {
+        let of = |options: &[&str], text: Option<&str>| prediction(&question(options), text, "raw".into());
+        let options = ["75 metres", "18 metres"];
+        let right = of(&options, Some("It is deep.\nAnswer: B"));
+        assert_eq!((right.prediction.as_deref(), right.correct), (Some("18 metres"), Some(true)));
+        for text in [Some("I think it is B."), Some("Answer: F"), None] {
+            let wrong = of(&options, text);
+            assert_eq!((wrong.prediction, wrong.correct, wrong.exact_match), (None, Some(false), None));
+        }
+        let open = of(&[], Some("Answer: eighteen metres."));
+        assert_eq!((open.exact_match, open.token_f1, open.correct), (Some(true), Some(1.0), None));
+        let near = of(&[], Some("Answer: 18 feet"));
+        assert_eq!((near.exact_match, near.token_f1), (Some(false), Some(0.5)));
+        let none = of(&[], Some("18 metres"));
+        assert_eq!((none.prediction, none.exact_match, none.token_f1), (None, Some(false), Some(0.0)));
+    }
+}

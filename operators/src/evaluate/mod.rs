@@ -1,0 +1,322 @@
+//! Questions a model.
+
+mod answer;
+mod figures;
+mod generate;
+mod likelihood;
+mod prediction;
+mod question;
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray},
+    datatypes::{DataType, Field},
+};
+use async_trait::async_trait;
+use ingrain_engine::{
+    failure::Failure,
+    key,
+    operator::{
+        DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Resource, Role,
+    },
+    run::{Task, TaskContext},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::{figures::figures, likelihood::Examiner, prediction::Prediction, question::Questions};
+use crate::{
+    columns::{blocking, is_text, is_texts},
+    rejects::Rejects,
+    render::Render,
+};
+
+const QUESTIONS: &str = "questions";
+const MODEL: &str = "model";
+const CONTEXTS: &str = "contexts";
+const PREDICTIONS: &str = "predictions";
+
+/// Questions that a model is given at a time, between two signs of progress.
+const AT_ONCE: usize = 64;
+
+/// The row of the operator table.
+pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 1)
+    .reported()
+    .unkeyed(&[("allow_leakage", "it only decides whether the pipeline is accepted")]);
+
+/// How a model is questioned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// By the probabilities that it gives to the options, or to the answer.
+    Likelihood,
+    /// By what it writes.
+    Generate,
+}
+
+/// Questions a model and says how often it is right, with 95 % intervals.
+///
+/// Exactly one of the port `model` and the field `reader` says which model. A question with `options` is multiple choice,
+/// one without is open-ended.
+///
+/// **likelihood** (a `model`). The prompt is `Question: …`, a new line, `Answer:`, as in training, with the contexts in
+/// front, best last, each under its title. An option's score is log P(option | prompt) - log P(option | the prompt of an
+/// empty question), summed over the option's tokens: what the question adds, so that an option isn't chosen for being
+/// common. The option with the highest score is the prediction; of equal ones the first. Open-ended questions are scored by
+/// log P(answer | prompt).
+///
+/// **generate** (a `reader`). The model is asked to explain and to end in a line `Answer: …`. For multiple choice that line
+/// holds the option's letter or its text. Open-ended answers are compared with `answer` and every one of `answers`, after
+/// lower-casing and without punctuation and articles, as SQuAD does. An answer without such a line, a refusal and an answer
+/// that is cut count as wrong; the last two are listed in `rejects`, too.
+///
+/// Questions without `question` or `answer`, and multiple choice whose `answer` isn't one of the `options` word for word, are
+/// rejected and count nowhere.
+///
+/// # Ports
+/// - `questions`: an exam, or QA pairs (their `row_id` is the `question_id`): `question`, `answer`, and `options`,
+///   `answers`, `metadata` where there are any.
+/// - `model`: a checkpoint or a training; of several checkpoints the row with `final`.
+/// - `contexts`: what `retrieve` found for these questions. A question without contexts is asked without.
+///
+/// # Outputs
+/// - default: `metric`, `value`, `low`, `high`, `n` (questions counted). The interval is a percentile bootstrap over
+///   questions.
+/// - `predictions`: a row per question: `question_id`, `prediction`, `correct`, `score`, `raw`, `context`, and the columns
+///   that every figure is a mean of. For likelihood `raw` is a JSON list: `option`, `log_prob` (after the prompt), `blind`
+///   (after the empty question), `tokens`; for generate it is what the model wrote.
+///
+/// | metric | mean of | what it is |
+/// |---|---|---|
+/// | `accuracy` | `correct` | multiple choice |
+/// | `accuracy_raw`, `accuracy_normalised` | `correct_raw`, `correct_normalised` | by log P(option \| prompt), summed or a token |
+/// | `blind` | `correct_blind` | by log P(option \| the prompt of an empty question): what the options alone give away |
+/// | `exact_match`, `token_f1` | `exact_match`, `token_f1` | open-ended, generate |
+/// | `accuracy_answered_only`, `exact_match_answered_only` | the same, where `prediction` isn't null | generate |
+/// | `answer_log_prob_per_token` | sum of `score` over sum of `answer_tokens` | open-ended, likelihood |
+/// | `perplexity` | e to the minus of it | per token of the answer |
+///
+/// # Memory
+/// All questions and their contexts, and the model on its device.
+///
+/// # Example
+/// ```yaml
+/// closed: { op: evaluate, from: { questions: exam, model: student }, by: distractors }
+/// rag:    { op: evaluate, from: { questions: exam, contexts: found }, reader: llama8b }
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluate {
+    /// The name of a model under `models:` to question instead of the port `model`.
+    #[serde(default)]
+    pub reader: Option<String>,
+    /// `likelihood` or `generate`. Default: `likelihood` for a `model`, `generate` for a `reader`; other pairs are not
+    /// possible (a reader's probabilities aren't known) or not built yet (`generate` with a `model`).
+    #[serde(default)]
+    pub method: Option<Method>,
+    /// How questions become text for a `model`: `qa`. (`chat` is not built yet.) Use the one that the mixture was made with.
+    #[serde(default)]
+    pub render: Render,
+    /// Splits every figure by a column of the questions, or by a field of their `metadata`, beside the figure over all:
+    /// with `by: distractors`, `accuracy[distractors=same_document]`. Default: no split.
+    #[serde(default)]
+    pub by: Option<String>,
+    /// How many resamples an interval is made of. Default: 1,000.
+    #[serde(default = "default_resamples")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub resamples: u32,
+    /// The temperature of a `reader`. Default: 0, the likeliest token.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub temperature: f64,
+    /// How many tokens a `reader` may answer with; an answer that is cut there counts as wrong. Default: 1,024.
+    #[serde(default = "default_max_output_tokens")]
+    #[schemars(range(min = 1))]
+    pub max_output_tokens: u32,
+    /// Lets a model be questioned with rows that it was trained on, which is refused otherwise. Default: false.
+    #[serde(default)]
+    pub allow_leakage: bool,
+}
+
+fn default_resamples() -> u32 {
+    1000
+}
+
+fn default_max_output_tokens() -> u32 {
+    1024
+}
+
+impl Operator for Evaluate {
+    fn ports(&self) -> Ports {
+        let text = DataType::Utf8;
+        Ports::Named(vec![
+            Port::new(QUESTIONS, &[("row_id", text.clone()), ("question", text.clone()), ("answer", text.clone())])
+                .role(Role::Question),
+            Port::new(MODEL, &[("final", DataType::Boolean)]).optional().role(Role::Model),
+            Port::new(CONTEXTS, &[("question_id", text.clone()), ("rank", DataType::Int32), ("text", text)]).optional(),
+        ])
+    }
+
+    fn bind(&self, inputs: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
+        let mut mistakes = Vec::new();
+        let hint = "give a checkpoint or a training at the port `model`, or a name of `models:` as `reader`";
+        match (inputs.first(MODEL), &self.reader) {
+            (Some(model), Some(reader)) => {
+                let message = format!("both the port `model` (`{}`) and the reader `{reader}` are given", model.name);
+                mistakes.push(Invalid::new("/reader", message).hint("leave one of them out"));
+            }
+            (None, None) => mistakes.push(Invalid::new("", "there is no model to question").hint(hint)),
+            (Some(_), None) if self.method == Some(Method::Generate) => mistakes.push(
+                Invalid::new("/method", "`generate` with a `model` is not built yet").hint("`likelihood` is; or give a `reader`"),
+            ),
+            (None, Some(_)) if self.method == Some(Method::Likelihood) => mistakes.push(
+                Invalid::new("/method", "`likelihood` needs the probabilities of given texts, which a `reader` doesn't tell")
+                    .hint("`generate` with a `reader`, or a checkpoint at the port `model`"),
+            ),
+            _ => {}
+        }
+        if self.render == Render::Chat {
+            mistakes.push(Invalid::new("/render", "`chat` is not built yet").hint("`qa` is"));
+        }
+        if self.resamples == 0 {
+            mistakes.push(Invalid::new("/resamples", "an interval needs resamples").hint("leave it out for 1,000"));
+        }
+        if let Some(questions) = inputs.first(QUESTIONS) {
+            for name in ["options", "answers"] {
+                if questions.schema.field_with_name(name).is_ok() && !is_texts(&questions.schema, name) {
+                    let message = format!("`{name}` in `{}` isn't a list of texts", questions.name);
+                    mistakes.push(Invalid::new(&format!("/from/{QUESTIONS}"), message));
+                }
+            }
+            if let Some(by) = &self.by
+                && questions.schema.field_with_name(by).is_err()
+                && !is_text(&questions.schema, "metadata")
+            {
+                let message = format!("`{}` has neither a column `{by}` nor `metadata`", questions.name);
+                let there: Vec<_> = questions.schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
+                mistakes.push(Invalid::new("/by", message).hint(format!("its columns are {}", there.join(", "))));
+            }
+        }
+        match mistakes.is_empty() {
+            true => Ok(vec![Output::new(DEFAULT_OUTPUT, fields()), Output::new(PREDICTIONS, prediction::fields())]),
+            false => Err(mistakes),
+        }
+    }
+
+    fn lower(&self, _: &Inputs) -> Lowering {
+        Lowering::Task(Arc::new(self.clone()))
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn models(&self) -> Vec<(&'static str, String)> {
+        self.reader.iter().map(|reader| ("reader", reader.clone())).collect()
+    }
+
+    fn resource(&self) -> Resource {
+        match self.reader {
+            Some(_) => Resource::Teacher,
+            None => Resource::Device,
+        }
+    }
+
+    fn allows_leakage(&self) -> bool {
+        self.allow_leakage
+    }
+}
+
+fn fields() -> Vec<Field> {
+    vec![
+        Field::new("row_id", DataType::Utf8, false),
+        Field::new("metric", DataType::Utf8, false),
+        Field::new("value", DataType::Float64, false),
+        Field::new("low", DataType::Float64, false),
+        Field::new("high", DataType::Float64, false),
+        Field::new("n", DataType::Int64, false),
+    ]
+}
+
+#[async_trait]
+impl Task for Evaluate {
+    async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
+        let mut rejects = Rejects::default();
+        let mut questions = Questions::read(context.table(QUESTIONS)?.stream().await?, self.by.as_deref(), &mut rejects).await?;
+        if let Some(contexts) = context.tables(CONTEXTS).first() {
+            questions.add_contexts(contexts.stream().await?).await?;
+        }
+        let questions = questions.sorted();
+        if questions.is_empty() {
+            return Err(Failure::data("there are no questions").hint("look at the stage that reads or makes them"));
+        }
+        let predictions = match &self.reader {
+            Some(reader) => {
+                let client = crate::teachers::client(&context.environment, reader).await?;
+                let settings = generate::Settings { temperature: self.temperature, max_output_tokens: self.max_output_tokens };
+                let refresh = context.refresh.as_deref();
+                generate::predictions(&client, &questions, settings, refresh, &context.counters, &mut rejects).await?
+            }
+            None => self.by_likelihood(questions, context).await?,
+        };
+        let table = figures(&predictions, self.by.as_deref(), self.reader.is_some(), self.resamples, context.seed);
+        let values = |value: fn(&crate::bootstrap::Figure) -> f64| {
+            Arc::new(Float64Array::from_iter_values(table.iter().map(|(_, figure)| value(figure)))) as ArrayRef
+        };
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(
+                table.iter().map(|(metric, _)| key::row_id("evaluate.metric", 0, &[metric], 0, 0)),
+            )),
+            Arc::new(StringArray::from_iter_values(table.iter().map(|(metric, _)| metric))),
+            values(|figure| figure.value),
+            values(|figure| figure.low),
+            values(|figure| figure.high),
+            Arc::new(Int64Array::from_iter_values(table.iter().map(|(_, figure)| figure.n as i64))),
+        ];
+        let rows = RecordBatch::try_new(context.schema(DEFAULT_OUTPUT)?, columns)?;
+        context.write(DEFAULT_OUTPUT, rows).await?;
+        for some in predictions.chunks(1024) {
+            let rows = prediction::rows(some, context.schema(PREDICTIONS)?)?;
+            context.write(PREDICTIONS, rows).await?;
+        }
+        if rejects.len() > 0 {
+            let rows = rejects.take()?;
+            context.write(REJECTS_OUTPUT, rows).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Evaluate {
+    async fn by_likelihood(&self, questions: Vec<question::Question>, context: &TaskContext) -> Result<Vec<Prediction>, Failure> {
+        let model = context.table(MODEL)?;
+        let mut last = 0;
+        for batch in model.collect().await? {
+            let rows = batch.column_by_name("final").and_then(|column| column.as_boolean_opt());
+            last += rows.map_or(0, |rows| rows.iter().filter(|row| *row == Some(true)).count());
+        }
+        if last != 1 {
+            return Err(Failure::data(format!("of the checkpoints at port `{MODEL}`, {last} are `final`"))
+                .hint("exactly one must be: give a stage of `train` or `checkpoint` itself"));
+        }
+        let folder = model.folder("checkpoint").await?;
+        let device = context.environment.device.clone();
+        let counters = context.counters.clone();
+        counters.say("loading the model");
+        // A model stays on the thread that loaded it.
+        blocking(move || {
+            let mut examiner = Examiner::load(&folder, &device)?;
+            let mut predictions = Vec::with_capacity(questions.len());
+            for some in questions.chunks(AT_ONCE) {
+                predictions.extend(examiner.predictions(some)?);
+                counters.say(format!("question {} of {}", predictions.len(), questions.len()));
+            }
+            Ok(predictions)
+        })
+        .await?
+    }
+}
+
+#[cfg(test)]
+mod tests;

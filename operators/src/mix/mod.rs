@@ -1,0 +1,377 @@
+//! Mixes sources into what a student is trained on.
+
+mod order;
+mod spool;
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, Int32Builder, Int64Builder, RecordBatch, StringBuilder},
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use ingrain_engine::{
+    failure::Failure,
+    key,
+    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT},
+    run::{Task, TaskContext},
+    spec::Size,
+};
+use ingrain_student::Tokenizer;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::{
+    order::{Entry, Order, Place, Source},
+    spool::{Rendered, Slot, Spool, Spooled},
+};
+use crate::{
+    columns::{blocking, is_text, optional_text, text},
+    rejects::{Reject, Rejects},
+    render::{self, Render},
+};
+
+const SOURCES: &str = "sources";
+const REPLAY: &str = "replay";
+const TOKENIZER: &str = "tokenizer";
+
+/// The row of the operator table.
+pub const TYPE: OperatorType = OperatorType::of::<Mix>("mix", 1);
+
+/// Mixes rows of several sources by tokens into one order, the mixture that a student is trained on.
+///
+/// Each source has an endless order: repeat 0, 1, … of its rows, each repeat sorted by a hash of seed, source, repeat and
+/// `row_id`. The source that is furthest behind its weight gives the next row, counted in tokens and in whole numbers. So
+/// the mixture of a smaller budget is the beginning of that of a larger one, a short source is repeated as often as the
+/// budget asks for (`repeat` says how often), and a change in one source leaves the order of the others alone.
+///
+/// A question with its answer becomes text as `render` says; of a document, chunk or rewrite the `text` is taken as it
+/// is. Rows without text are rejected.
+///
+/// # Ports
+/// - `sources`: one or several tables, either with `question` and `answer` (and `explanation`) or with `text`. `doc_id` is
+///   kept where there is one.
+/// - `replay`: general text that keeps old knowledge fresh. Not built yet.
+/// - `tokenizer`: `tokenizer`, or the `tokenizer` output of `checkpoint`.
+///
+/// # Outputs
+/// - default: the mixture in its order: `kind` (`qa` or `document`), `doc_id`, `prompt` (what of the text stands before
+///   the answer, up to `Answer:`; null for documents), `text` (all of it, prompt included), `token_count` (as packed: with
+///   the begin token, if the tokenizer has one, and the end token), `source` (its place in the list, from 0), `repeat`
+///   (from 0), `position` (from 0). `parent_id` is the row of the source.
+///
+/// # Memory
+/// 40 bytes a row of the sources and 32 more while a repeat is sorted. Texts lie in a temporary file of about their size.
+///
+/// # Example
+/// ```yaml
+/// mixture:
+///   op: mix
+///   from: { sources: [qa_unique, rewrites], tokenizer: base.tokenizer }
+///   weights: [1, 1]
+///   tokens: 2M
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mix {
+    /// The share of each source in the tokens, in the order of the list: numbers of at most nine decimals, whatever they
+    /// sum up to. 0 leaves a source out. Default: all 1.
+    #[serde(default)]
+    pub weights: Option<Vec<f64>>,
+    /// How many tokens the mixture has: it ends with the row that reaches this number. Default: every source comes once at
+    /// least, so that the one that is largest for its weight comes exactly once.
+    #[serde(default)]
+    pub tokens: Option<Size>,
+    /// How a question and its answer become text: `qa`. (`chat` is not built yet.)
+    #[serde(default)]
+    pub render: Render,
+}
+
+impl Operator for Mix {
+    fn ports(&self) -> Ports {
+        let id = [("row_id", DataType::Utf8)];
+        Ports::Named(vec![Port::new(SOURCES, &id).many(), Port::new(REPLAY, &id).optional(), Port::new(TOKENIZER, &[])])
+    }
+
+    fn bind(&self, inputs: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
+        let mut mistakes = Vec::new();
+        let sources = inputs.all(SOURCES);
+        for (number, source) in sources.iter().enumerate() {
+            if columns(&source.schema).is_none() {
+                let there: Vec<_> = source.schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
+                let message = format!("`{}` has neither `question` and `answer` nor `text`, as text", source.name);
+                mistakes.push(
+                    Invalid::new(&format!("/from/{SOURCES}/{number}"), message).hint(format!("it has {}", there.join(", "))),
+                );
+            }
+        }
+        if let Err(wrong) = self.integer_weights(sources.len()) {
+            mistakes.push(wrong);
+        }
+        if self.tokens == Some(Size(0)) {
+            mistakes.push(Invalid::new("/tokens", "a mixture of 0 tokens has no rows").hint("leave `tokens` out for one pass"));
+        }
+        if self.render == Render::Chat {
+            mistakes.push(Invalid::new("/render", "`chat` is not built yet").hint("`qa` is"));
+        }
+        if inputs.first(REPLAY).is_some() {
+            mistakes.push(
+                Invalid::new(&format!("/from/{REPLAY}"), "replay is not built yet")
+                    .hint("give the general text as one of the `sources`, with a weight of its own"),
+            );
+        }
+        match mistakes.is_empty() {
+            true => Ok(vec![Output::new(DEFAULT_OUTPUT, fields())]),
+            false => Err(mistakes),
+        }
+    }
+
+    fn lower(&self, inputs: &Inputs) -> Lowering {
+        let names = inputs.all(SOURCES).iter().map(|source| source.name.clone()).collect();
+        Lowering::Task(Arc::new(Mixing { config: self.clone(), names }))
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+}
+
+impl Mix {
+    fn integer_weights(&self, sources: usize) -> Result<Vec<u64>, Invalid> {
+        let weights = self.weights.clone().unwrap_or_else(|| vec![1.0; sources]);
+        if weights.len() != sources {
+            let message = format!("{} weights for {sources} sources", weights.len());
+            return Err(Invalid::new("/weights", message).hint("one for each source, in their order; 0 leaves one out"));
+        }
+        let mut integers = Vec::with_capacity(sources);
+        for (place, weight) in weights.into_iter().enumerate() {
+            let integer = order::integer(weight).ok_or_else(|| {
+                Invalid::new(&format!("/weights/{place}"), format!("`{weight}` is no weight"))
+                    .hint("0 or a positive number up to a billion, with nine decimals at most")
+            })?;
+            integers.push(integer);
+        }
+        match integers.iter().all(|weight| *weight == 0) {
+            true => Err(Invalid::new("/weights", "all weights are 0").hint("one source at least needs a weight over 0")),
+            false => Ok(integers),
+        }
+    }
+}
+
+/// What of a source's rows becomes text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Qa,
+    Document,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Qa => "qa",
+            Self::Document => "document",
+        }
+    }
+}
+
+fn columns(schema: &Schema) -> Option<Kind> {
+    if is_text(schema, "question") && is_text(schema, "answer") {
+        Some(Kind::Qa)
+    } else {
+        is_text(schema, "text").then_some(Kind::Document)
+    }
+}
+
+fn fields() -> Vec<Field> {
+    vec![
+        Field::new("row_id", DataType::Utf8, false),
+        Field::new("parent_id", DataType::Utf8, false),
+        Field::new("kind", DataType::Utf8, false),
+        Field::new("doc_id", DataType::Utf8, true),
+        Field::new("prompt", DataType::Utf8, true),
+        Field::new("text", DataType::Utf8, false),
+        Field::new("token_count", DataType::Int32, false),
+        Field::new("source", DataType::Int32, false),
+        Field::new("repeat", DataType::Int32, false),
+        Field::new("position", DataType::Int64, false),
+    ]
+}
+
+#[derive(Debug)]
+struct Mixing {
+    config: Mix,
+    names: Vec<String>,
+}
+
+#[async_trait]
+impl Task for Mixing {
+    async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
+        let json = context.table(TOKENIZER)?.blob("tokenizer/tokenizer.json").await?;
+        let tokenizer = Tokenizer::from_json(&json).map_err(|error| Failure::data(error.to_string()))?;
+        let tables = context.tables(SOURCES).to_vec();
+        let weights = self.config.integer_weights(tables.len()).map_err(|wrong| Failure::bug(wrong.message))?;
+        let mut spool = Spool::create(&context.scratch().join("rows"))?;
+        let (mut sources, mut tables_read) = (Vec::new(), Vec::new());
+        for (number, table) in tables.iter().enumerate().filter(|(number, _)| weights[*number] > 0) {
+            let name = self.names.get(number).map_or("", String::as_str);
+            let kind = columns(table.schema()).ok_or_else(|| Failure::bug(format!("`{name}` has no text")))?;
+            context.counters.say(format!("counting the tokens of `{name}`"));
+            let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
+            let mut batches = table.stream().await?;
+            while let Some(batch) = batches.try_next().await? {
+                let tokenizer = tokenizer.clone();
+                let (back, spooled, rejects) = blocking(move || {
+                    let rejects = read.add(&batch, &tokenizer, &mut spool)?;
+                    Ok::<_, Failure>((read, spool, rejects))
+                })
+                .await??;
+                (read, spool) = (back, spooled);
+                if let Some(rejects) = rejects {
+                    context.write(REJECTS_OUTPUT, rejects).await?;
+                }
+            }
+            if read.entries.is_empty() {
+                let what = if table.rows() == 0 { "has no rows" } else { "has no row with text" };
+                return Err(Failure::data(format!("the source `{name}` {what}, and its weight isn't 0"))
+                    .hint("give it weight 0, or look at the stage that makes it"));
+            }
+            sources.push(Source { number: number as u32, weight: weights[number], rows: std::mem::take(&mut read.entries) });
+            tables_read.push(read);
+        }
+        let mut spooled = spool.finish()?;
+        let (seed, budget) = (context.seed, self.config.tokens.map(|size| size.0));
+        let order = blocking(move || Order::new(sources, seed, budget)).await?;
+        let mut mixture = Mixture { order, tables: tables_read, position: 0, schema: context.schema(DEFAULT_OUTPUT)? };
+        loop {
+            let (back, file, batch) = blocking(move || {
+                let batch = mixture.batch(&mut spooled)?;
+                Ok::<_, Failure>((mixture, spooled, batch))
+            })
+            .await??;
+            (mixture, spooled) = (back, file);
+            let Some(batch) = batch else { return Ok(()) };
+            context.write(DEFAULT_OUTPUT, batch).await?;
+        }
+    }
+}
+
+/// A source while it is read: a length, an id's hash and a place in the file for every row.
+#[derive(Debug)]
+struct Read {
+    number: usize,
+    kind: Kind,
+    entries: Vec<Entry>,
+    slots: Vec<Slot>,
+}
+
+impl Read {
+    /// Renders and counts the rows of a batch, and gives those without text as rejects.
+    fn add(&mut self, batch: &RecordBatch, tokenizer: &Tokenizer, spool: &mut Spool) -> Result<Option<RecordBatch>, Failure> {
+        let rows = (0..batch.num_rows()).into_par_iter().map(|row| rendered(batch, row, self.kind, tokenizer));
+        let rows: Vec<Result<(Rendered, u32), Reject>> = rows.collect::<Result<_, Failure>>()?;
+        let ids = text(batch, "row_id")?;
+        let mut rejects = Rejects::default();
+        for (row, rendered) in rows.into_iter().enumerate() {
+            match rendered {
+                Ok((rendered, tokens)) => {
+                    let mut id = [0; 16];
+                    id.copy_from_slice(&blake3::hash(rendered.row_id.as_bytes()).as_bytes()[..16]);
+                    self.entries.push(Entry { id, tokens });
+                    self.slots.push(spool.push(&rendered)?);
+                }
+                Err(reject) => {
+                    let parent = ids.value(row);
+                    let row_id = key::row_id("mix.reject", self.number as u64, &[parent], 0, 0);
+                    rejects.push(&row_id, Some(parent), &reject, 0);
+                }
+            }
+        }
+        if rejects.len() == 0 {
+            return Ok(None);
+        }
+        rejects.take().map(Some)
+    }
+}
+
+/// The text of a row with its tokens as packed.
+fn rendered(
+    batch: &RecordBatch,
+    row: usize,
+    kind: Kind,
+    tokenizer: &Tokenizer,
+) -> Result<Result<(Rendered, u32), Reject>, Failure> {
+    let cell = |name: &str| Ok::<_, Failure>(optional_text(batch, name, row)?.filter(|text| !text.trim().is_empty()));
+    let (prompt, content) = match kind {
+        Kind::Qa => match (cell("question")?, cell("answer")?) {
+            (Some(question), Some(answer)) => {
+                let prompt = render::prompt(question);
+                let text = format!("{prompt} {}", render::completion(cell("explanation")?, answer));
+                (Some(prompt.len()), text)
+            }
+            (None, _) => return Ok(Err(Reject::new("empty", "no `question`"))),
+            (_, None) => return Ok(Err(Reject::new("empty", "no `answer`"))),
+        },
+        Kind::Document => match cell("text")? {
+            Some(text) => (None, text.to_owned()),
+            None => return Ok(Err(Reject::new("empty", "no `text`"))),
+        },
+    };
+    let row_id = text(batch, "row_id")?.value(row).to_owned();
+    let count = tokenizer.count(&content).map_err(|error| Failure::data(format!("row `{row_id}`: {error}")))?;
+    let special = 1 + usize::from(tokenizer.begin_id().is_some());
+    let tokens = i32::try_from(count + special)
+        .map_err(|_| Failure::data(format!("row `{row_id}` has {count} tokens")).hint("chunk the documents first"))?;
+    let doc_id = optional_text(batch, "doc_id", row)?.map(str::to_owned);
+    Ok(Ok((Rendered { row_id, doc_id, prompt, text: content }, tokens as u32)))
+}
+
+/// The mixture while it is written.
+#[derive(Debug)]
+struct Mixture {
+    order: Order,
+    tables: Vec<Read>,
+    position: i64,
+    schema: SchemaRef,
+}
+
+impl Mixture {
+    /// The next rows: up to 1,024, or about 4 MiB of text; `None` at the end.
+    fn batch(&mut self, spooled: &mut Spooled) -> Result<Option<RecordBatch>, Failure> {
+        const ROWS: usize = 1024;
+        const BYTES: usize = 4 << 20;
+        let mut texts = [(); 6].map(|()| StringBuilder::new());
+        let [ids, parents, kinds, documents, prompts, contents] = &mut texts;
+        let (mut counts, mut numbers, mut repeats) = (Int32Builder::new(), Int32Builder::new(), Int32Builder::new());
+        let mut positions = Int64Builder::new();
+        let mut bytes = 0;
+        while bytes < BYTES && positions.values_slice().len() < ROWS {
+            let Some(Place { source, row, repeat, tokens }) = self.order.next() else { break };
+            let table = &self.tables[source];
+            let rendered = spooled.read(table.slots[row])?;
+            ids.append_value(key::row_id("mix", table.number as u64, &[&rendered.row_id], u64::from(repeat), 0));
+            parents.append_value(&rendered.row_id);
+            kinds.append_value(table.kind.as_str());
+            documents.append_option(rendered.doc_id.as_deref());
+            prompts.append_option(rendered.prompt.and_then(|end| rendered.text.get(..end)));
+            contents.append_value(&rendered.text);
+            counts.append_value(tokens as i32);
+            numbers.append_value(table.number as i32);
+            repeats.append_value(repeat as i32);
+            positions.append_value(self.position);
+            self.position += 1;
+            bytes += rendered.text.len();
+        }
+        if positions.values_slice().is_empty() {
+            return Ok(None);
+        }
+        let mut columns: Vec<ArrayRef> = texts.iter_mut().map(|text| Arc::new(text.finish()) as ArrayRef).collect();
+        columns.extend([counts, numbers, repeats].map(|mut ints| Arc::new(ints.finish()) as ArrayRef));
+        columns.push(Arc::new(positions.finish()));
+        Ok(Some(RecordBatch::try_new(self.schema.clone(), columns)?))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+use std::collections::BTreeMap;
+
+use arrow::array::{AsArray, StringArray};
+use ingrain_engine::operator::Input;
+
+use super::*;
+
+const TEXTS: [&str; 4] = [
+    "The Harbour Office of Ellmark was founded in 1874 by the engineer Ida Brandt.",
+    "The Harbour Office of Ellmark keeps nine pilots and two tugs, the Gull and the Tern.",
+    "Who founded the Harbour Office of Ellmark? Ida Brandt founded the Harbour Office.",
+    "Question: How many pilots are there?\nAnswer: nine",
+];
+
+fn tokenizer() -> Tokenizer {
+    let trained = ingrain_student::tokenizer::train(TEXTS.iter(), 300).unwrap();
+    Tokenizer::from_json(trained.json.as_bytes()).unwrap()
+}
+
+fn batch(columns: &[(&str, Vec<Option<&str>>)]) -> RecordBatch {
+    let column = |texts: &Vec<Option<&str>>| Arc::new(StringArray::from(texts.clone())) as ArrayRef;
+    RecordBatch::try_from_iter_with_nullable(columns.iter().map(|(name, texts)| (*name, column(texts), true))).unwrap()
+}
+
+fn mix() -> Mix {
+    Mix { weights: None, tokens: None, render: Render::Qa }
+}
+
+fn inputs(sources: &[&[&str]]) -> Inputs {
+    let input = |columns: &&[&str]| Input {
+        name: "made".into(),
+        schema: batch(&columns.iter().map(|name| (*name, vec![])).collect::<Vec<_>>()).schema(),
+    };
+    Inputs { ports: BTreeMap::from([(SOURCES.to_owned(), sources.iter().map(input).collect())]) }
+}
+
+#[test]
+fn rows_are_rendered_counted_and_written_in_order() {
+    let tokenizer = tokenizer();
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::create(&folder.path().join("rows")).unwrap();
+    let pairs = batch(&[
+        ("row_id", vec![Some("q0"), Some("q1"), Some("q2")]),
+        ("doc_id", vec![Some("d"), None, Some("d")]),
+        ("question", vec![Some("How many pilots?"), Some(" "), Some("Who founded it?")]),
+        ("answer", vec![Some("nine"), Some("x"), Some("Ida Brandt")]),
+        ("explanation", vec![None, None, Some("It was founded by Ida Brandt.")]),
+    ]);
+    let documents = batch(&[("row_id", vec![Some("t0")]), ("text", vec![Some(TEXTS[0])])]);
+    let mut tables = Vec::new();
+    let mut sources = Vec::new();
+    for (number, (rows, refused)) in [(pairs, 1), (documents, 0)].into_iter().enumerate() {
+        let kind = columns(&rows.schema()).unwrap();
+        let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
+        let rejects = read.add(&rows, &tokenizer, &mut spool).unwrap();
+        assert_eq!(rejects.map_or(0, |rejects| rejects.num_rows()), refused);
+        sources.push(Source { number: number as u32, weight: 1, rows: std::mem::take(&mut read.entries) });
+        tables.push(read);
+    }
+    let mut spooled = spool.finish().unwrap();
+    let schema = Arc::new(Schema::new(fields()));
+    let mut mixture = Mixture { order: Order::new(sources, 7, Some(200)), tables, position: 0, schema };
+    let rows = mixture.batch(&mut spooled).unwrap().unwrap();
+    assert!(mixture.batch(&mut spooled).unwrap().is_none());
+
+    let texts = |name: &str| rows.column_by_name(name).unwrap().as_string::<i32>().clone();
+    let counts = rows.column_by_name("token_count").unwrap().as_primitive::<arrow::datatypes::Int32Type>();
+    let total: i32 = counts.iter().flatten().sum();
+    assert!(total >= 200 && total - counts.value(rows.num_rows() - 1) < 200);
+    let (ids, parents, text, prompt) = (texts("row_id"), texts("parent_id"), texts("text"), texts("prompt"));
+    let mut seen = std::collections::BTreeSet::new();
+    for row in 0..rows.num_rows() {
+        assert!(seen.insert(ids.value(row)), "row ids are unique");
+        assert_eq!(counts.value(row) as usize, tokenizer.count(text.value(row)).unwrap() + 2, "begin and end are counted");
+        match parents.value(row) {
+            "t0" => assert!(text.value(row) == TEXTS[0] && prompt.iter().nth(row) == Some(None)),
+            "q0" => assert_eq!(text.value(row), "Question: How many pilots?\nAnswer: nine"),
+            "q2" => {
+                assert_eq!(text.value(row), "Question: Who founded it?\nAnswer: It was founded by Ida Brandt.");
+                assert_eq!(prompt.value(row), "Question: Who founded it?\nAnswer:");
+                assert_eq!(texts("doc_id").value(row), "d");
+            }
+            other => panic!("`{other}` has no text"),
+        }
+    }
+    assert_eq!(ids.value(0), key::row_id("mix", 0, &[parents.value(0)], 0, 0));
+    let positions = rows.column_by_name("position").unwrap().as_primitive::<arrow::datatypes::Int64Type>();
+    assert!(positions.iter().flatten().eq(0..rows.num_rows() as i64));
+}
+
+#[test]
+fn mistakes_are_named_at_their_fields() {
+    let qa: &[&str] = &["row_id", "question", "answer"];
+    let text: &[&str] = &["row_id", "text"];
+    let wrong = |mix: Mix, sources: &[&[&str]]| -> Vec<String> {
+        let mistakes = mix.bind(&inputs(sources)).expect_err("a mistake");
+        mistakes.into_iter().map(|mistake| format!("{}: {}", mistake.field, mistake.message)).collect()
+    };
+    assert_eq!(mix().bind(&inputs(&[qa, text])).unwrap()[0].schema.fields().len(), 10);
+    assert_eq!(
+        wrong(mix(), &[qa, &["row_id", "question"]]),
+        ["/from/sources/1: `made` has neither `question` and `answer` nor `text`, as text"]
+    );
+    let weights = |weights: &[f64]| Mix { weights: Some(weights.to_vec()), ..mix() };
+    assert_eq!(wrong(weights(&[1.0]), &[qa, text]), ["/weights: 1 weights for 2 sources"]);
+    assert_eq!(wrong(weights(&[1.0, -1.0]), &[qa, text]), ["/weights/1: `-1` is no weight"]);
+    assert_eq!(wrong(weights(&[0.0, 0.0]), &[qa, text]), ["/weights: all weights are 0"]);
+    let several = Mix { tokens: Some(Size(0)), render: Render::Chat, ..mix() };
+    assert_eq!(wrong(several, &[qa]), ["/tokens: a mixture of 0 tokens has no rows", "/render: `chat` is not built yet"]);
+}
+
+#[test]
+fn numbers_are_read_as_written_in_a_file() {
+    let (_, config) = TYPE.parse(serde_json::json!({ "weights": [1, 0.5], "tokens": "2K" })).unwrap();
+    assert_eq!(config, serde_json::json!({ "weights": [1.0, 0.5], "tokens": 2000, "render": "qa" }));
+    assert!(TYPE.parse(serde_json::json!({ "weight": [1] })).is_err());
+}

@@ -1,0 +1,391 @@
+//! Markdown as readable plain text.
+
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+use serde_json::{Map, Value};
+
+use super::{document::Parsed, html, text::line_breaks};
+
+/// Longer front matter is text.
+const LONGEST_FRONT_MATTER: usize = 64 << 10;
+
+/// Reads Markdown (CommonMark with tables, task lists, strikethrough and footnotes).
+///
+/// Marks are dropped and their text is kept: blocks are apart by an empty line, a list item or a table row is a line, code
+/// stays as it is, links and images leave their text. The title is the front matter's `title`, else the first heading; a
+/// heading at the very front that is the title is no part of the text.
+pub(super) fn parse(source: &str) -> Parsed {
+    let source = line_breaks(source);
+    let (mut metadata, body) = front_matter(&source);
+    let given = match metadata.get("title") {
+        Some(Value::String(_)) => metadata.shift_remove("title"),
+        _ => None,
+    };
+    let given = given.as_ref().and_then(Value::as_str).map(str::to_owned);
+    let mut writer = Writer { given, ..Writer::default() };
+    let options = Options::ENABLE_TABLES | Options::ENABLE_TASKLISTS | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_FOOTNOTES;
+    for event in Parser::new_ext(body, options) {
+        writer.event(event);
+    }
+    let title = writer.given.or(writer.first);
+    Parsed { title, text: writer.out.trim().to_owned(), metadata: (!metadata.is_empty()).then_some(metadata) }
+}
+
+/// What stands between `---` lines at the front, and the rest. Lines `key: value` become texts by key; front matter with
+/// anything else in it stays whole, as `front_matter`.
+fn front_matter(source: &str) -> (Map<String, Value>, &str) {
+    let none = (Map::new(), source);
+    let Some(inner) = source.strip_prefix("---\n") else { return none };
+    let mut end = 0;
+    let mut close = None;
+    for line in inner.split_inclusive('\n') {
+        if matches!(line.trim_end(), "---" | "...") {
+            close = Some(end + line.len());
+            break;
+        }
+        end += line.len();
+        if end > LONGEST_FRONT_MATTER {
+            return none;
+        }
+    }
+    let Some(close) = close else { return none };
+    let (block, body) = (&inner[..end], &inner[close..]);
+    let lines = block.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
+    let pairs: Vec<_> = lines.map(pair).collect();
+    match pairs.first() {
+        Some(Some(_)) => {}
+        // Two thematic breaks with text between them.
+        _ => return none,
+    }
+    let mut metadata = Map::new();
+    for found in pairs {
+        match found {
+            Some((key, value)) => {
+                metadata.insert(key.to_owned(), Value::String(value.to_owned()));
+            }
+            None => {
+                let whole = Map::from_iter([("front_matter".to_owned(), Value::String(block.trim().to_owned()))]);
+                return (whole, body);
+            }
+        }
+    }
+    (metadata, body)
+}
+
+/// A simple `key: value`. Lists, mappings and blocks aren't.
+fn pair(line: &str) -> Option<(&str, &str)> {
+    let (key, value) = line.split_once(':')?;
+    let simple = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    let value = value.strip_prefix([' ', '\t']).unwrap_or(if value.is_empty() { "" } else { return None }).trim();
+    if !simple || value.is_empty() || value.starts_with(['[', '{', '|', '>', '&', '*', '!']) {
+        return None;
+    }
+    let unquoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+    Some((key, unquoted.unwrap_or(value)))
+}
+
+/// Writes events as text.
+#[derive(Default)]
+struct Writer {
+    out: String,
+    /// Line breaks to write before more text comes.
+    breaks: usize,
+    /// The number of the next item, for each open list.
+    lists: Vec<Option<u64>>,
+    /// Whether an item has just begun, so that its text goes on in the same line.
+    fresh_item: bool,
+    /// Where the text of an open heading begins, and whether nothing stands before it.
+    heading: Option<(usize, bool)>,
+    /// The title that the front matter gives.
+    given: Option<String>,
+    /// The first heading.
+    first: Option<String>,
+    /// Whether the next cell is the first of its row.
+    first_cell: bool,
+    /// The text of an open HTML block.
+    html: Option<String>,
+    code: bool,
+}
+
+impl Writer {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Start(tag) => self.start(&tag),
+            Event::End(tag) => self.end(tag),
+            Event::Text(text) if self.code => self.verbatim(&text),
+            Event::Text(text) | Event::Code(text) | Event::InlineMath(text) | Event::DisplayMath(text) => self.text(&text),
+            Event::Html(text) => match &mut self.html {
+                Some(block) => block.push_str(&text),
+                None => self.text(&html::plain(&text)),
+            },
+            Event::InlineHtml(tag) => {
+                let name = tag.trim_start_matches(['<', '/']).to_ascii_lowercase();
+                if name.starts_with("br") {
+                    self.apart(1);
+                }
+            }
+            Event::FootnoteReference(label) => self.text(&format!("[{label}]")),
+            Event::SoftBreak => self.text(" "),
+            Event::HardBreak => self.apart(1),
+            Event::Rule => self.apart(2),
+            Event::TaskListMarker(done) => self.text(if done { "[x] " } else { "[ ] " }),
+        }
+    }
+
+    fn start(&mut self, tag: &Tag<'_>) {
+        match tag {
+            Tag::Heading { .. } => {
+                self.block();
+                self.heading = Some((self.out.len(), self.out.is_empty()));
+            }
+            Tag::CodeBlock(kind) => {
+                self.block();
+                self.code = true;
+                // The language of a fenced block says nothing about the subject.
+                let (CodeBlockKind::Indented | CodeBlockKind::Fenced(_)) = kind;
+            }
+            Tag::HtmlBlock => {
+                self.block();
+                self.html = Some(String::new());
+            }
+            Tag::List(number) => {
+                self.fresh_item = false;
+                self.apart(if self.lists.is_empty() { 2 } else { 1 });
+                self.lists.push(*number);
+            }
+            Tag::Item => {
+                self.apart(1);
+                let indent = "  ".repeat(self.lists.len().saturating_sub(1));
+                let mark = match self.lists.last_mut() {
+                    Some(Some(number)) => {
+                        *number += 1;
+                        format!("{}. ", *number - 1)
+                    }
+                    _ => "- ".to_owned(),
+                };
+                self.flush();
+                self.out.push_str(&indent);
+                self.out.push_str(&mark);
+                self.fresh_item = true;
+            }
+            Tag::FootnoteDefinition(label) => {
+                self.block();
+                self.text(&format!("[{label}] "));
+                self.fresh_item = true;
+            }
+            Tag::TableHead | Tag::TableRow => {
+                self.apart(1);
+                self.first_cell = true;
+            }
+            Tag::TableCell => {
+                if !self.first_cell {
+                    self.text(" | ");
+                }
+                self.first_cell = false;
+            }
+            Tag::Paragraph | Tag::BlockQuote(_) | Tag::Table(_) => self.block(),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, tag: TagEnd) {
+        match tag {
+            TagEnd::Heading(_) => {
+                if let Some((start, front)) = self.heading.take() {
+                    self.end_of_heading(start, front);
+                }
+                self.apart(2);
+            }
+            TagEnd::HtmlBlock => {
+                let plain = html::plain(&self.html.take().unwrap_or_default());
+                self.verbatim(&plain);
+                self.apart(2);
+            }
+            TagEnd::CodeBlock => {
+                self.code = false;
+                self.out.truncate(self.out.trim_end_matches('\n').len());
+                self.apart(2);
+            }
+            TagEnd::List(_) => {
+                self.lists.pop();
+                self.apart(if self.lists.is_empty() { 2 } else { 1 });
+            }
+            TagEnd::Item => {
+                self.fresh_item = false;
+                self.apart(1);
+            }
+            TagEnd::TableHead | TagEnd::TableRow => self.apart(1),
+            TagEnd::Paragraph | TagEnd::BlockQuote(_) | TagEnd::Table | TagEnd::FootnoteDefinition => {
+                self.apart(if self.lists.is_empty() { 2 } else { 1 });
+            }
+            _ => {}
+        }
+    }
+
+    fn end_of_heading(&mut self, start: usize, front: bool) {
+        // Breaks were written between the heading's place and its text.
+        let heading = self.out[start..].trim().to_owned();
+        let title = match &self.given {
+            Some(given) => *given == heading,
+            None => self.first.is_none(),
+        };
+        if self.first.is_none() && !heading.is_empty() {
+            self.first = Some(heading);
+        }
+        if title && front {
+            self.out.truncate(start);
+            self.breaks = 0;
+        }
+    }
+
+    /// Begins a block: apart from what stands before, unless it opens an item.
+    fn block(&mut self) {
+        if self.fresh_item {
+            self.fresh_item = false;
+        } else {
+            self.apart(if self.lists.is_empty() { 2 } else { 1 });
+        }
+    }
+
+    /// At least `breaks` line breaks come before the next text.
+    fn apart(&mut self, breaks: usize) {
+        self.breaks = self.breaks.max(breaks);
+    }
+
+    fn flush(&mut self) {
+        let breaks = std::mem::take(&mut self.breaks);
+        if breaks > 0 && !self.out.is_empty() {
+            self.out.truncate(self.out.trim_end_matches(' ').len());
+            self.out.extend(std::iter::repeat_n('\n', breaks));
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        self.fresh_item = false;
+        if self.breaks > 0 && text.trim().is_empty() {
+            return;
+        }
+        self.flush();
+        self.out.push_str(text);
+    }
+
+    fn verbatim(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.flush();
+            self.out.push_str(text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_go_and_text_stays() {
+        let source = "\
+# Leave *policy*
+
+You get **25 days**
+a [year](https://example.com \"x\"), `max` 30.<br>Ask ![the desk](desk.png).
+
+## Rules
+
+- first
+- second
+  - nested
+
+  more of second
+1. one
+2. two
+
+| who | days |
+|-----|-----:|
+| new | 25 |
+| old | 30 |
+
+```python
+def f():
+    return 1
+```
+
+> quoted
+> text
+
+<div>some <b>html</b><script>evil()</script></div>
+<!-- a comment -->
+
+- [x] done
+
+The end[^1].
+
+[^1]: A note.
+";
+        let parsed = parse(source);
+        assert_eq!(parsed.title.as_deref(), Some("Leave policy"));
+        let expected = "\
+You get 25 days a year, max 30.
+Ask the desk.
+
+Rules
+
+- first
+- second
+  - nested
+more of second
+
+1. one
+2. two
+
+who | days
+new | 25
+old | 30
+
+def f():
+    return 1
+
+quoted text
+
+some html
+
+- [x] done
+
+The end[1].
+
+[1] A note.";
+        assert_eq!(parsed.text, expected);
+        assert_eq!(parsed.metadata, None);
+    }
+
+    #[test]
+    fn front_matter_is_metadata() {
+        let parsed = parse("---\ntitle: \"Leave\"\nowner: HR team\n# a comment\nurl: https://x.org/a:b\n---\n# Leave\n\nText.\n");
+        assert_eq!(parsed.title.as_deref(), Some("Leave"));
+        assert_eq!(parsed.text, "Text.");
+        let metadata = parsed.metadata.unwrap();
+        assert_eq!(serde_json::to_string(&metadata).unwrap(), r#"{"owner":"HR team","url":"https://x.org/a:b"}"#);
+
+        let parsed = parse("---\ntags:\n  - a\n---\nText.\n");
+        assert_eq!(parsed.metadata, None);
+        let parsed = parse("---\nowner: HR\ntags:\n  - a\n---\nText.\n");
+        assert_eq!(parsed.metadata.unwrap()["front_matter"], "owner: HR\ntags:\n  - a");
+        assert_eq!(parsed.text, "Text.");
+
+        let parsed = parse("---\n\nJust text\n\n---\n\nmore");
+        assert_eq!(parsed.metadata, None);
+        assert!(parsed.text.contains("Just text") && parsed.text.contains("more"));
+    }
+
+    #[test]
+    fn a_later_heading_is_title_and_text() {
+        let parsed = parse("Intro.\n\n# Heading\n\nText.");
+        assert_eq!(parsed.title.as_deref(), Some("Heading"));
+        assert_eq!(parsed.text, "Intro.\n\nHeading\n\nText.");
+        let parsed = parse("---\ntitle: Other\n---\n# Heading\n\nText.");
+        assert_eq!(parsed.title.as_deref(), Some("Other"));
+        assert_eq!(parsed.text, "Heading\n\nText.");
+        assert_eq!(parse("").text, "");
+    }
+}

@@ -1,0 +1,234 @@
+//! Teachers for the stages of a run: one client per model, one memo for all of them.
+
+pub(crate) mod prompt;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arrow::array::{AsArray, RecordBatch, StringArray};
+use async_trait::async_trait;
+use ingrain_engine::{
+    failure::Failure,
+    run::{Counters, Environment, Service},
+};
+use ingrain_llm::{Answer, Client, Key, Memo, MemoError, ModelConfig, Outage, Outcome, Reject, Request, Usage};
+use object_store::path::Path;
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+/// Where on the store the answers lie.
+const MEMO: &str = "memo";
+
+/// JSON Schema of an entry under `models:`.
+pub fn model_schema() -> schemars::Schema {
+    schemars::generate::SchemaSettings::draft2020_12()
+        .with(|settings| settings.inline_subschemas = true)
+        .into_generator()
+        .into_root_schema_for::<ModelConfig>()
+}
+
+/// What of a model's entry enters keys. An entry that doesn't describe a model is its own identity: it can't be asked.
+pub fn model_identity(entry: &Value) -> Value {
+    serde_json::from_value::<ModelConfig>(entry.clone()).map_or_else(|_| entry.clone(), |model| model.identity())
+}
+
+/// The client of the model called `model`, made on first use and shared by all stages of the run.
+///
+/// # Errors
+/// When the model isn't described or can't be connected to, and when the memo can't be opened.
+pub async fn client(environment: &Environment, model: &str) -> Result<Arc<Client>, Failure> {
+    let teachers = environment.service(Teachers::default);
+    let mut clients = teachers.clients.lock().await;
+    if let Some(client) = clients.get(model) {
+        return Ok(client.clone());
+    }
+    let config = config(environment, model)?;
+    let teacher = config.connect().map_err(|error| Failure::data(error.to_string()))?;
+    let memo = teachers.memo.get_or_try_init(|| open(environment)).await?;
+    let client = Arc::new(Client::new(teacher, memo.clone(), config.max_in_flight));
+    clients.insert(model.to_owned(), client.clone());
+    Ok(client)
+}
+
+/// How many requests to the model called `model` may be in flight at once, over all stages.
+///
+/// # Errors
+/// When the model isn't described.
+pub fn max_in_flight(environment: &Environment, model: &str) -> Result<usize, Failure> {
+    Ok(config(environment, model)?.max_in_flight.max(1))
+}
+
+fn config(environment: &Environment, model: &str) -> Result<ModelConfig, Failure> {
+    let entry = environment.models.get(model).ok_or_else(|| Failure::bug(format!("no model is called `{model}`")))?;
+    serde_json::from_value(entry.clone()).map_err(|error| Failure::data(format!("model `{model}`: {error}")))
+}
+
+async fn open(environment: &Environment) -> Result<Memo, Failure> {
+    let store = &environment.store;
+    Memo::open(store.objects().clone(), Path::from(MEMO), &log_folder(environment)).await.map_err(memo_failure)
+}
+
+/// The folder of this machine's logs of answers for the run's store.
+fn log_folder(environment: &Environment) -> PathBuf {
+    let store = &environment.store;
+    let location = match store.local_path(&Path::from("")) {
+        Some(folder) => folder.to_string_lossy().into_owned(),
+        None => store.location().to_owned(),
+    };
+    environment.cache.join(MEMO).join(blake3::hash(location.as_bytes()).to_hex().as_str())
+}
+
+/// What a run's stages share.
+#[derive(Default)]
+struct Teachers {
+    memo: OnceCell<Memo>,
+    clients: tokio::sync::Mutex<BTreeMap<String, Arc<Client>>>,
+}
+
+#[async_trait]
+impl Service for Teachers {
+    async fn sync(&self) -> Result<(), Failure> {
+        match self.memo.get() {
+            Some(memo) => memo.sync().await.map_err(memo_failure),
+            None => Ok(()),
+        }
+    }
+
+    async fn close(&self) -> Result<(), Failure> {
+        match self.memo.get() {
+            Some(memo) => memo.flush().await.map_err(memo_failure),
+            None => Ok(()),
+        }
+    }
+}
+
+fn memo_failure(error: MemoError) -> Failure {
+    let hint = match &error {
+        MemoError::Local { .. } => {
+            "make room there, or allow writing; what was answered before is kept, and the next run goes on from it"
+        }
+        MemoError::Store { .. } => {
+            "see that the store can be reached and written; answers that didn't get there lie in the local log, and the next run uploads them"
+        }
+    };
+    Failure::external(error.to_string()).hint(hint)
+}
+
+/// A teacher that didn't answer fails the stage; what it said so far is kept.
+pub(crate) fn outage(outage: Outage) -> Failure {
+    match outage {
+        Outage::Teacher { message, hint } => Failure::external(message).hint(match hint {
+            Some(hint) => format!("{hint}; every answer so far is kept, and the next run goes on from there"),
+            None => {
+                "see that the teacher can be reached; every answer so far is kept, and the next run goes on from there".into()
+            }
+        }),
+        Outage::Memo(error) => memo_failure(error),
+    }
+}
+
+/// Asks for draw `draw` of `request`, as [`Client::ask`] does, and counts calls, tokens and remembered answers for the stage.
+///
+/// # Errors
+/// When the teacher or the memo is out.
+pub(crate) async fn ask<T>(
+    client: &Client,
+    counters: &Counters,
+    request: &Request,
+    draw: u32,
+    refresh: Option<&str>,
+    attempts: u32,
+    accept: impl Fn(&Answer) -> Result<T, Reject>,
+) -> Result<Outcome<T>, Failure> {
+    let key = Key::attempts(request, &client.teacher().asked(request), draw, refresh);
+    let remembered = (0..attempts).filter(|attempt| client.memo().contains(&key(*attempt))).count();
+    // The client goes through what is remembered first: all that is seen after that is new.
+    let seen: Mutex<Vec<Option<Usage>>> = Mutex::default();
+    let asked = client
+        .ask(request, draw, refresh, attempts, |answer| {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).push(answer.usage);
+            accept(answer)
+        })
+        .await;
+    let mut new = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut hits = new.len().min(remembered);
+    new.drain(..hits);
+    // Another stage or row asked the same and brought the answer.
+    if let Ok(Outcome::Accepted { from_memo: true, .. }) = &asked
+        && new.pop().is_some()
+    {
+        hits += 1;
+    }
+    Counters::add(&counters.memo_hits, hits as u64);
+    Counters::add(&counters.calls, new.len() as u64);
+    for usage in new.into_iter().flatten() {
+        Counters::add(&counters.input_tokens, usage.input_tokens);
+        Counters::add(&counters.output_tokens, usage.output_tokens);
+    }
+    asked.map_err(outage)
+}
+
+/// Runs `work` on any of the runtime's threads: a stream is polled by one, and what is made of an answer (or, by the offline
+/// teacher, the answer itself) takes time. Dropping the future ends the work.
+///
+/// # Errors
+/// The work's own.
+pub(crate) async fn spawned<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+    impl<T> Drop for AbortOnDrop<T> {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let mut running = AbortOnDrop(tokio::spawn(work));
+    match (&mut running.0).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(Failure::bug(error.to_string())),
+    }
+}
+
+/// The text column called `name`.
+///
+/// # Errors
+/// A bug, if a port let rows through without it.
+pub(crate) fn texts<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a StringArray, Failure> {
+    let column = rows.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
+    column.ok_or_else(|| Failure::bug(format!("no text column `{name}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn identities_leave_out_what_does_not_decide_an_answer() {
+        let model = |in_flight: u32, name: &str| json!({ "openai": { "base_url": "http://a/v1", "model": name }, "max_in_flight": in_flight });
+        assert_eq!(model_identity(&model(1, "m")), model_identity(&model(9, "m")));
+        assert_ne!(model_identity(&model(1, "m")), model_identity(&model(1, "n")));
+        let broken = json!({ "offline": {}, "openai": {} });
+        assert_eq!(model_identity(&broken), broken);
+    }
+
+    #[test]
+    fn the_schema_is_self_contained() {
+        let schema = model_schema().to_value().to_string();
+        assert!(schema.contains("max_in_flight"), "{schema}");
+        assert!(!schema.contains("$ref"), "{schema}");
+    }
+
+    #[test]
+    fn an_outage_says_what_to_do() {
+        let failure = outage(Outage::Teacher { message: "refused".into(), hint: Some("start the server".into()) });
+        assert_eq!(failure.message, "refused");
+        assert!(failure.hint.is_some_and(|hint| hint.starts_with("start the server; every answer so far is kept")));
+        assert!(outage(Outage::teacher("refused")).hint.is_some());
+    }
+}

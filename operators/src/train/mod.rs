@@ -1,0 +1,392 @@
+//! Trains a student on a mixture.
+
+mod mixture;
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, Float64Builder, Int64Builder, RecordBatch, StringBuilder},
+    datatypes::{DataType, Field, SchemaRef},
+};
+use async_trait::async_trait;
+use ingrain_engine::{
+    failure::Failure,
+    key,
+    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, Resource, Role},
+    run::{Counters, Task, TaskContext},
+    spec::Size,
+};
+use ingrain_student::{Device, DeviceError, Event, Job, Settings, TrainError, Trained};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::{self, FOLDER, Row, Start},
+    tokenizer,
+};
+
+const MIXTURE: &str = "mixture";
+const BASE: &str = "base";
+const METRICS: &str = "metrics";
+const TOKENIZER: &str = "tokenizer";
+
+/// The row of the operator table.
+pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 1);
+
+/// Trains all weights of a checkpoint on a mixture, by AdamW with a linear warm-up and a cosine to 0.
+///
+/// Rows are trained on in the mixture's order in the first epoch, and in orders of their own, by seed, in every later one.
+/// A row is the begin token, `prompt`, `text` and the end token, put whole into a sequence beside others where it fits, cut
+/// where it is longer. The model sees where each row begins and ends: attention stays within a row, and positions count
+/// from its start. So packing decides what a step costs, and nothing else.
+///
+/// Where a field is left out, its default depends on the base. Random weights (a preset's) lack steps, not tokens:
+///
+/// | field | random weights | trained before |
+/// |---|---|---|
+/// | `epochs` | 1 | 2 |
+/// | `learning_rate` | 3e-3 | 1e-5 |
+/// | `sequence` | 128 | 2,048 |
+/// | `batch` | 2 | 16 |
+///
+/// The loss that shows whether a student learns or memorises is measured on rows that are never trained on: `heldout` is
+/// their share, and all rows with one `parent_id` are held out together, repeats included. Which they are depends on the
+/// `parent_id` alone: neither the seed nor the budget moves one.
+///
+/// The stage runs where `--device` says, in a process of its own. On the CPU the weights come out the same for any number of
+/// threads; on a GPU they differ in their last digits from run to run. Beside the model, the tokens of the mixture are in
+/// memory: 4 bytes each, and some 50 bytes a row.
+///
+/// # Ports
+/// - `mixture`: `text`, `prompt` (what stands before it, or null), `position`, `parent_id`, as `mix` gives them.
+/// - `base`: the checkpoint to start from.
+///
+/// # Outputs
+/// - default: the trained checkpoint, as `checkpoint` gives it, with `parent_id` (the base's row): `step` and `tokens` count
+///   what the base was trained on before, too; `loss` is the mean over the last tenth of the steps. A mean of cross-entropies
+///   in nats over tokens, as every loss here.
+/// - `metrics`: a row for each step: `step`, `tokens` (trained on until then, repeats counted, padding not), `loss` (before
+///   the step's update), `learning_rate`, `gradient_norm` (before it is clipped), `heldout_loss` (null where it wasn't measured).
+/// - `tokenizer`: the base's.
+///
+/// # Example
+/// ```yaml
+/// student: { op: train, from: { mixture: mixture, base: base }, epochs: 2, learning_rate: 1.0e-5 }
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// How often every row is trained on. Default 1 for random weights, 2 for others.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub epochs: Option<u32>,
+    /// The highest learning rate, reached after the warm-up. Default 3e-3 for random weights, 1e-5 for others.
+    #[serde(default)]
+    #[schemars(range(max = 1000.0), extend("exclusiveMinimum" = 0))]
+    pub learning_rate: Option<f64>,
+    /// Tokens in a sequence: at least 2, at most what the model is made for. Default 128 for random weights, 2048 for others.
+    #[serde(default)]
+    pub sequence: Option<Size>,
+    /// Sequences in a step. Default 2 for random weights, 16 for others.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub batch: Option<u32>,
+    /// The share of steps over which the learning rate rises from 0. Default 0.05.
+    #[serde(default = "twentieth")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub warmup: f64,
+    /// Decay of the weights in matrices per step, times the learning rate. Default 0.01.
+    #[serde(default = "hundredth")]
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub weight_decay: f64,
+    /// Decay of AdamW's mean of gradients. Default 0.9.
+    #[serde(default = "beta1")]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
+    pub beta1: f64,
+    /// Decay of AdamW's mean of squared gradients. Default 0.999.
+    #[serde(default = "beta2")]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
+    pub beta2: f64,
+    /// Added to the root of AdamW's mean of squared gradients. Default 1e-8.
+    #[serde(default = "epsilon")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0))]
+    pub epsilon: f64,
+    /// A gradient whose norm over all weights is longer is scaled down to this. Default 1.
+    #[serde(default = "unit")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub clip: f64,
+    /// Which tokens the model learns to predict. Default `all`.
+    #[serde(default)]
+    pub loss_on: LossOn,
+    /// The share of the mixture's source rows that is held out, at least one of them; 0 holds none out. Default 0.01.
+    #[serde(default = "hundredth")]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
+    pub heldout: f64,
+    /// Steps between measurements of the loss on held-out rows. Left out, it is measured after the last step only.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub evaluate_every: Option<u32>,
+}
+
+/// Which tokens a model learns to predict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LossOn {
+    /// Every token.
+    #[default]
+    All,
+    /// Those of `text`, not those of `prompt`.
+    Completion,
+}
+
+fn twentieth() -> f64 {
+    0.05
+}
+
+fn hundredth() -> f64 {
+    0.01
+}
+
+fn beta1() -> f64 {
+    0.9
+}
+
+fn beta2() -> f64 {
+    0.999
+}
+
+fn epsilon() -> f64 {
+    1e-8
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+impl Operator for Train {
+    fn ports(&self) -> Ports {
+        let mixture = [
+            ("row_id", DataType::Utf8),
+            ("parent_id", DataType::Utf8),
+            ("prompt", DataType::Utf8),
+            ("text", DataType::Utf8),
+            ("position", DataType::Int64),
+        ];
+        let base = [
+            ("row_id", DataType::Utf8),
+            ("architecture", DataType::Utf8),
+            ("step", DataType::Int64),
+            ("tokens", DataType::Int64),
+            ("final", DataType::Boolean),
+        ];
+        Ports::Named(vec![Port::new(MIXTURE, &mixture).role(Role::Train), Port::new(BASE, &base)])
+    }
+
+    fn bind(&self, _: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
+        let mut mistakes = Vec::new();
+        if self.sequence.is_some_and(|Size(sequence)| sequence < 2) {
+            mistakes.push(Invalid::new("/sequence", "must be at least 2: a token is predicted from the one before it"));
+        }
+        let open = [("/beta1", self.beta1), ("/beta2", self.beta2), ("/heldout", self.heldout)];
+        for (field, value) in open.into_iter().filter(|(_, value)| !(0.0..1.0).contains(value)) {
+            mistakes.push(Invalid::new(field, format!("is {value}; it lies from 0 up to, and not at, 1")));
+        }
+        let positive = [("/epsilon", self.epsilon), ("/clip", self.clip), ("/learning_rate", self.learning_rate.unwrap_or(1.0))];
+        for (field, value) in positive.into_iter().filter(|(_, value)| !(value.is_finite() && *value > 0.0)) {
+            mistakes.push(Invalid::new(field, format!("is {value}; it must be above 0")));
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        Ok(vec![
+            Output::new(DEFAULT_OUTPUT, checkpoint::fields(true)),
+            Output::new(METRICS, metrics_fields()),
+            Output::new(TOKENIZER, tokenizer::fields()),
+        ])
+    }
+
+    fn lower(&self, _: &Inputs) -> Lowering {
+        Lowering::Task(Arc::new(Learn(self.clone())))
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::Device
+    }
+}
+
+impl Train {
+    /// The settings for a base with random weights, or another.
+    fn settings(&self, random: bool) -> Settings {
+        let defaults = if random { Settings::default() } else { Settings::pretrained() };
+        let count = |given: Option<u32>, default: usize| given.map_or(default, |given| given as usize);
+        Settings {
+            sequence_length: self.sequence.map_or(defaults.sequence_length, |size| usize::try_from(size.0).unwrap_or(usize::MAX)),
+            batch_size: count(self.batch, defaults.batch_size),
+            epochs: count(self.epochs, defaults.epochs),
+            learning_rate: self.learning_rate.unwrap_or(defaults.learning_rate),
+            warmup: self.warmup,
+            weight_decay: self.weight_decay,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            clip_norm: self.clip,
+            evaluate_every: self.evaluate_every.map(|steps| steps as usize),
+        }
+    }
+}
+
+struct Learn(Train);
+
+#[async_trait]
+impl Task for Learn {
+    async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
+        let device = Device::resolve(&context.environment.device).map_err(device_failure)?;
+        let table = context.table(BASE)?;
+        let start = Start::of(&table.collect().await?)?;
+        let base = ingrain_student::Checkpoint::read(&table.folder(FOLDER).await?).map_err(checkpoint::failure)?;
+        let settings = self.0.settings(start.is_random());
+        let longest = base.architecture.max_position_embeddings;
+        if settings.sequence_length > longest {
+            return Err(Failure::data(format!(
+                "`sequence` is {}, and the model is made for at most {longest}",
+                settings.sequence_length
+            )));
+        }
+        let tokenizer = base.tokenizer().map_err(checkpoint::failure)?;
+        let (rows, heldout) = mixture::read(context, &tokenizer, &self.0).await?;
+
+        let (architecture, files) = (base.architecture.clone(), base.files);
+        let job = Job { architecture: base.architecture, weights: base.weights, rows, heldout, settings, seed: context.seed };
+        let (trained, events) = learn(job, device, context.counters.clone()).await?;
+
+        let checkpoint = ingrain_student::Checkpoint { architecture, weights: trained.weights, files };
+        let digest = checkpoint::put_files(context, &checkpoint).await?;
+        let step = start.step + number(trained.steps as u64);
+        let row = Row {
+            row_id: key::row_id("train", 0, &[&start.row_id], 0, step as u64),
+            parent_id: Some(start.row_id.clone()),
+            digest,
+            architecture: checkpoint::described(&checkpoint.architecture)?,
+            step,
+            tokens: start.tokens + number(trained.tokens),
+            loss: Some(trained.loss),
+        };
+        context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
+        context.write(METRICS, metrics(context.schema(METRICS)?, &start.row_id, &events)?).await?;
+        let json = checkpoint.files.get(tokenizer::FILE).ok_or_else(|| Failure::bug("a checkpoint without a tokenizer"))?;
+        tokenizer::put(context, TOKENIZER, json).await
+    }
+}
+
+/// Trains on a thread of its own, which says how far it is, and gives what every step measured.
+async fn learn(job: Job, device: Device, counters: Arc<Counters>) -> Result<(Trained, Vec<Event>), Failure> {
+    let training = tokio::task::spawn_blocking(move || {
+        let mut events = Vec::new();
+        let trained = ingrain_student::train(job, &device, &mut |event| {
+            counters.say(progress(&event));
+            events.push(event);
+            ControlFlow::Continue(())
+        })?;
+        Ok((trained, events))
+    });
+    match training.await {
+        Ok(result) => result.map_err(train_failure),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(Failure::bug(error.to_string())),
+    }
+}
+
+fn progress(event: &Event) -> String {
+    let heldout = event.heldout_loss.map(|loss| format!(", held-out loss {loss:.2}")).unwrap_or_default();
+    format!(
+        "step {} of {}, loss {:.2}{heldout}, {} tokens/s",
+        grouped(event.step as u64),
+        grouped(event.steps as u64),
+        event.loss,
+        grouped(event.tokens_per_second.max(0.0) as u64)
+    )
+}
+
+/// A number with a comma between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn device_failure(error: DeviceError) -> Failure {
+    match error {
+        DeviceError::Unknown(_) => Failure::data(error.to_string()),
+        DeviceError::Cuda { .. } => Failure::external(error.to_string()).hint("`--device cpu` trains on the processor"),
+    }
+}
+
+fn train_failure(error: TrainError) -> Failure {
+    match error {
+        TrainError::Device { device, said } => Failure::external(format!("`{device}` failed: {said}"))
+            .hint("if its memory ran out, lower `batch` or `sequence`, or choose a smaller model"),
+        TrainError::Token { .. } => {
+            Failure::bug(error.to_string()).hint("the checkpoint's tokenizer gives tokens that the model doesn't have")
+        }
+        error => Failure::data(error.to_string()),
+    }
+}
+
+fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn metrics_fields() -> Vec<Field> {
+    let float = |name: &str| Field::new(name, DataType::Float64, false);
+    vec![
+        Field::new("row_id", DataType::Utf8, false),
+        Field::new("parent_id", DataType::Utf8, false),
+        Field::new("step", DataType::Int64, false),
+        Field::new("tokens", DataType::Int64, false),
+        float("loss"),
+        float("learning_rate"),
+        float("gradient_norm"),
+        Field::new("heldout_loss", DataType::Float64, true),
+    ]
+}
+
+/// Rows of `metrics`. Times and rates stay out: an output is a function of content.
+fn metrics(schema: SchemaRef, base: &str, events: &[Event]) -> Result<RecordBatch, Failure> {
+    let (mut row_id, mut parent_id) = (StringBuilder::new(), StringBuilder::new());
+    let (mut step, mut tokens) = (Int64Builder::new(), Int64Builder::new());
+    let [mut loss, mut rate, mut norm, mut heldout] = std::array::from_fn(|_| Float64Builder::new());
+    for event in events {
+        row_id.append_value(key::row_id("train.metrics", 0, &[base], 0, event.step as u64));
+        parent_id.append_value(base);
+        step.append_value(number(event.step as u64));
+        tokens.append_value(number(event.tokens));
+        loss.append_value(event.loss);
+        rate.append_value(event.learning_rate);
+        norm.append_value(event.gradient_norm);
+        heldout.append_option(event.heldout_loss);
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(row_id.finish()),
+        Arc::new(parent_id.finish()),
+        Arc::new(step.finish()),
+        Arc::new(tokens.finish()),
+        Arc::new(loss.finish()),
+        Arc::new(rate.finish()),
+        Arc::new(norm.finish()),
+        Arc::new(heldout.finish()),
+    ];
+    Ok(RecordBatch::try_new(schema, columns)?)
+}
+
+#[cfg(test)]
+mod tests;

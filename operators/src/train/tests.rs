@@ -1,0 +1,126 @@
+use arrow::{
+    array::{Array, AsArray, Int64Array, StringArray},
+    datatypes::{Float64Type, Schema},
+};
+use serde_json::{Value, json};
+
+use super::{
+    mixture::{divide, encode, encoded, lot, row},
+    *,
+};
+
+fn config(value: Value) -> Train {
+    serde_json::from_value(value).unwrap()
+}
+
+#[test]
+fn defaults_are_those_of_the_base() {
+    let nothing = config(json!({}));
+    assert_eq!(nothing.settings(true), Settings::default());
+    assert_eq!(nothing.settings(false), Settings::pretrained());
+    let given =
+        config(json!({ "epochs": 3, "learning_rate": 0.1, "sequence": "1Ki", "batch": 4, "clip": 0.5, "evaluate_every": 7 }));
+    for random in [true, false] {
+        let settings = given.settings(random);
+        assert_eq!((settings.epochs, settings.learning_rate, settings.sequence_length, settings.batch_size), (3, 0.1, 1024, 4));
+        assert_eq!((settings.clip_norm, settings.evaluate_every), (0.5, Some(7)));
+    }
+}
+
+#[test]
+fn settings_that_can_not_be_used_are_named_as_written() {
+    let wrong = config(json!({ "sequence": 1, "beta2": 1.0, "epsilon": 0.0, "heldout": 1.0, "learning_rate": -1.0 }));
+    let fields: Vec<String> = wrong.bind(&Inputs::default()).unwrap_err().into_iter().map(|mistake| mistake.field).collect();
+    assert_eq!(fields, ["/sequence", "/beta2", "/heldout", "/epsilon", "/learning_rate"]);
+    let outputs = config(json!({})).bind(&Inputs::default()).unwrap();
+    assert_eq!(outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>(), [DEFAULT_OUTPUT, METRICS, TOKENIZER]);
+    let message = train_failure(TrainError::Device { device: Device::Cuda(0), said: "out of memory".into() });
+    assert_eq!(
+        (message.message.as_str(), message.fault),
+        ("`cuda:0` failed: out of memory", ingrain_engine::failure::Fault::External)
+    );
+}
+
+#[test]
+fn rows_are_trained_on_in_the_order_of_their_positions() {
+    let (rest, heldout) = divide(vec![encoded(2, 0.5), encoded(0, 0.2), encoded(3, 0.001), encoded(1, 0.9)], 0.01);
+    let ids = |rows: &[ingrain_student::Row]| rows.iter().map(|row| row.ids[0]).collect::<Vec<_>>();
+    assert_eq!((ids(&rest), ids(&heldout)), (vec![0, 1, 2], vec![3]));
+}
+
+#[test]
+fn at_least_one_source_row_is_held_out_and_at_least_one_is_left() {
+    let rows = || vec![encoded(0, 0.2), encoded(1, 0.5), encoded(2, 0.2), encoded(3, 0.9)];
+    let count = |(rest, heldout): (Vec<_>, Vec<_>)| (rest.len(), heldout.len());
+    assert_eq!(count(divide(rows(), 0.01)), (2, 2), "both repeats of the lowest");
+    assert_eq!(count(divide(rows(), 0.6)), (1, 3));
+    assert_eq!(count(divide(rows(), 0.0)), (4, 0));
+    assert_eq!(count(divide(rows(), 0.95)), (4, 0), "a share that takes everything takes nothing");
+    assert_eq!(count(divide(vec![encoded(0, 0.0), encoded(1, 0.0)], 0.01)), (2, 0));
+    let share = (0..10_000).filter(|n| lot(&n.to_string()) < 0.01).count();
+    assert!((70..130).contains(&share), "{share}");
+}
+
+#[test]
+fn prompts_stand_before_texts_and_their_loss_can_be_left_out() {
+    let texts = ["Question: Who? Answer: Ida.", "Ida Brandt founded it in 1874."];
+    let json = ingrain_student::tokenizer::train(texts.iter(), 270).unwrap().json;
+    let tokenizer = ingrain_student::Tokenizer::from_json(json.as_bytes()).unwrap();
+    let text = |values: [Option<&str>; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+    let batch = RecordBatch::try_from_iter_with_nullable([
+        ("parent_id", text([Some("a"), Some("b")]), false),
+        ("prompt", text([Some("Question: Who?"), None]), true),
+        ("text", text([Some(" Ida."), Some("Ida Brandt")]), false),
+        ("position", Arc::new(Int64Array::from(vec![0, 1])) as ArrayRef, false),
+    ])
+    .unwrap();
+    let all = encode(&batch, &tokenizer, LossOn::All).unwrap();
+    let completion = encode(&batch, &tokenizer, LossOn::Completion).unwrap();
+    let prompt = tokenizer.encode("Question: Who?").unwrap().len();
+    assert_eq!((row(&all[0]).loss_from, row(&completion[0]).loss_from), (1, 1 + prompt));
+    assert_eq!(row(&all[0]).ids, row(&completion[0]).ids);
+    assert_eq!(tokenizer.decode(&row(&all[0]).ids).unwrap(), "Question: Who? Ida.");
+    assert_eq!(row(&all[0]).ids.last(), Some(&tokenizer.end_id()));
+    assert_eq!(row(&completion[1]), row(&all[1]));
+}
+
+#[test]
+fn what_a_step_measured_becomes_a_row() {
+    let event = |step, heldout_loss| Event {
+        step,
+        steps: 2344,
+        tokens: 100 * step as u64,
+        loss: 2.306,
+        learning_rate: 1e-3,
+        gradient_norm: 0.5,
+        tokens_per_second: 4100.7,
+        heldout_loss,
+    };
+    assert_eq!(progress(&event(120, None)), "step 120 of 2,344, loss 2.31, 4,100 tokens/s");
+    assert_eq!(progress(&event(2344, Some(1.5))), "step 2,344 of 2,344, loss 2.31, held-out loss 1.50, 4,100 tokens/s");
+    assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    let rows = metrics(Arc::new(Schema::new(metrics_fields())), "base", &[event(1, None), event(2, Some(1.5))]).unwrap();
+    assert_eq!(rows.num_rows(), 2);
+    let heldout = rows.column_by_name("heldout_loss").unwrap().as_primitive::<Float64Type>();
+    assert_eq!((heldout.is_null(0), heldout.value(1)), (true, 1.5));
+}
+
+#[tokio::test]
+async fn a_training_on_the_processor_gives_weights_and_an_event_a_step() {
+    let texts = ["Ida Brandt founded the Harbour Office in 1874.", "The Harbour Office keeps nine pilots."];
+    let json = ingrain_student::tokenizer::train(texts.iter(), 270).unwrap().json;
+    let tokenizer = ingrain_student::Tokenizer::from_json(json.as_bytes()).unwrap();
+    let architecture = ingrain_student::Architecture::llama(tokenizer.vocabulary(), 16, 32, 1, 2, 2);
+    let weights = ingrain_student::weights::initialise(&architecture, 1);
+    let row =
+        |text: &str| ingrain_student::Row::whole(tokenizer.begin_id(), &[], &tokenizer.encode(text).unwrap(), tokenizer.end_id());
+    let settings = config(json!({ "sequence": 64, "batch": 1, "epochs": 3 })).settings(true);
+    let rows: Vec<_> = texts.iter().map(|text| row(text)).collect();
+    let job = Job { architecture, weights: weights.clone(), rows: rows.clone(), heldout: rows, settings, seed: 7 };
+    let counters = Arc::new(Counters::default());
+    let (trained, events) = learn(job, Device::Cpu, counters.clone()).await.unwrap();
+    assert_eq!((trained.steps, events.len(), trained.finished), (events[0].steps, events[0].steps, true));
+    assert_ne!(trained.weights, weights);
+    assert!(events.last().unwrap().heldout_loss.is_some());
+    assert!(counters.message.lock().unwrap().starts_with(&format!("step {} of {}", events.len(), events.len())));
+}

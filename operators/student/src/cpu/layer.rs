@@ -1,0 +1,411 @@
+//! One layer, forward and backward, over tokens without padding.
+
+use rayon::prelude::*;
+
+use super::Shape;
+use super::attention::{self, Sizes};
+use super::kernels::{Rotary, norm, norm_backward, swiglu, swiglu_backward};
+use super::matrix::{Matrix, parallel_product};
+use crate::pack::Span;
+
+/// A layer's weights, or their gradients, in the order of [`crate::Architecture::tensors`]: the projections that read the
+/// same input lie side by side, so that one product computes them.
+pub(super) struct Parts<T> {
+    pub(super) attention_norm: T,
+    /// `[(heads + 2 * key_value_heads) * head_dim, hidden]`.
+    pub(super) query_key_value: T,
+    /// `[hidden, heads * head_dim]`.
+    pub(super) output: T,
+    pub(super) feed_forward_norm: T,
+    /// `[2 * feed_forward, hidden]`.
+    pub(super) gate_up: T,
+    /// `[hidden, feed_forward]`.
+    pub(super) down: T,
+}
+
+impl Shape {
+    fn part_sizes(&self) -> [usize; 6] {
+        let (hidden, feed_forward) = (self.hidden, self.feed_forward);
+        [
+            hidden,
+            self.query_key_value() * hidden,
+            hidden * self.query(),
+            hidden,
+            2 * feed_forward * hidden,
+            hidden * feed_forward,
+        ]
+    }
+
+    /// The number of weights in a layer.
+    pub(super) fn layer_size(&self) -> usize {
+        self.part_sizes().iter().sum()
+    }
+
+    /// A layer's parts of its run of weights.
+    pub(super) fn parts<'a>(&self, weights: &'a [f32]) -> Parts<&'a [f32]> {
+        let mut rest = weights;
+        let mut next = |size: usize| {
+            let (part, after) = rest.split_at(size);
+            rest = after;
+            part
+        };
+        let [
+            attention_norm,
+            query_key_value,
+            output,
+            feed_forward_norm,
+            gate_up,
+            down,
+        ] = self.part_sizes().map(&mut next);
+        Parts {
+            attention_norm,
+            query_key_value,
+            output,
+            feed_forward_norm,
+            gate_up,
+            down,
+        }
+    }
+
+    /// As [`Shape::parts`], to be written.
+    pub(super) fn parts_mut<'a>(&self, weights: &'a mut [f32]) -> Parts<&'a mut [f32]> {
+        let mut rest = weights;
+        let mut next = |size: usize| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(size);
+            rest = after;
+            part
+        };
+        let [
+            attention_norm,
+            query_key_value,
+            output,
+            feed_forward_norm,
+            gate_up,
+            down,
+        ] = self.part_sizes().map(&mut next);
+        Parts {
+            attention_norm,
+            query_key_value,
+            output,
+            feed_forward_norm,
+            gate_up,
+            down,
+        }
+    }
+}
+
+/// What the backward pass needs of a layer's forward pass.
+#[derive(Default)]
+pub(super) struct Saved {
+    input: Vec<f32>,
+    inverse1: Vec<f32>,
+    normed1: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    attended: Vec<f32>,
+    middle: Vec<f32>,
+    inverse2: Vec<f32>,
+    normed2: Vec<f32>,
+    gate_up: Vec<f32>,
+    gated: Vec<f32>,
+}
+
+/// Room for what no pass keeps.
+#[derive(Default)]
+pub(super) struct Scratch {
+    wide: Vec<f32>,
+    heads: Vec<f32>,
+    narrow: Vec<f32>,
+    gated: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+/// The first `length` values of a buffer that only grows.
+pub(super) fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    if buffer.len() < length {
+        buffer.resize(length, 0.0);
+    }
+    &mut buffer[..length]
+}
+
+fn copied<'a>(buffer: &'a mut Vec<f32>, values: &[f32]) -> &'a mut [f32] {
+    let buffer = sized(buffer, values.len());
+    buffer.copy_from_slice(values);
+    buffer
+}
+
+/// The tokens of a pass: where each document lies, and each token's position in its own.
+pub(super) struct Tokens<'a> {
+    pub(super) spans: &'a [Span],
+    pub(super) positions: &'a [usize],
+    pub(super) rotary: &'a Rotary,
+}
+
+impl Shape {
+    fn attention_sizes(&self, tokens: usize) -> Sizes {
+        Sizes {
+            tokens,
+            group: self.heads / self.key_value_heads,
+            width: self.head,
+        }
+    }
+
+    /// Copies heads `from..` of each token's row to `[heads, tokens, width]`, turned to their positions if asked.
+    fn split_heads(
+        &self,
+        to: &mut [f32],
+        rows: &[f32],
+        from: usize,
+        tokens: &Tokens<'_>,
+        turn: bool,
+    ) {
+        let (width, stride) = (self.head, self.query_key_value());
+        to.par_chunks_mut(tokens.positions.len() * width)
+            .enumerate()
+            .for_each(|(head, to)| {
+                let at = (from + head) * width;
+                for ((to, row), position) in to
+                    .chunks_exact_mut(width)
+                    .zip(rows.chunks_exact(stride))
+                    .zip(tokens.positions)
+                {
+                    if turn {
+                        tokens.rotary.turn(to, &row[at..at + width], *position, 1.0);
+                    } else {
+                        to.copy_from_slice(&row[at..at + width]);
+                    }
+                }
+            });
+    }
+
+    /// Layer forward: `x`, `[tokens, hidden]`, becomes the layer's output.
+    pub(super) fn forward(
+        &self,
+        x: &mut [f32],
+        weights: &Parts<&[f32]>,
+        tokens: &Tokens<'_>,
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+    ) {
+        let count = tokens.positions.len();
+        let (hidden, wide, feed_forward) = (self.hidden, self.query_key_value(), self.feed_forward);
+        let weight = |values, rows, columns| Matrix::new(values, rows, columns).transposed();
+
+        let input = copied(&mut saved.input, x);
+        let (normed, inverse) = (
+            sized(&mut saved.normed1, count * hidden),
+            sized(&mut saved.inverse1, count),
+        );
+        norm(normed, inverse, input, weights.attention_norm, self.epsilon);
+        let rows = sized(&mut scratch.wide, count * wide);
+        parallel_product(
+            rows,
+            Matrix::new(normed, count, hidden),
+            weight(weights.query_key_value, wide, hidden),
+            false,
+        );
+        let query = sized(&mut saved.query, count * self.query());
+        let key = sized(&mut saved.key, count * self.key_value());
+        let value = sized(&mut saved.value, count * self.key_value());
+        self.split_heads(query, rows, 0, tokens, true);
+        self.split_heads(key, rows, self.heads, tokens, true);
+        self.split_heads(
+            value,
+            rows,
+            self.heads + self.key_value_heads,
+            tokens,
+            false,
+        );
+        let out = sized(&mut scratch.heads, count * self.query());
+        attention::forward(
+            out,
+            query,
+            key,
+            value,
+            tokens.spans,
+            self.attention_sizes(count),
+        );
+        let attended = sized(&mut saved.attended, count * self.query());
+        let (head, heads) = (self.head, self.heads);
+        for (token, row) in attended.chunks_exact_mut(heads * head).enumerate() {
+            for (h, row) in row.chunks_exact_mut(head).enumerate() {
+                let at = (h * count + token) * head;
+                row.copy_from_slice(&out[at..at + head]);
+            }
+        }
+        let middle = copied(&mut saved.middle, x);
+        parallel_product(
+            middle,
+            Matrix::new(attended, count, self.query()),
+            weight(weights.output, hidden, self.query()),
+            true,
+        );
+
+        let (normed, inverse) = (
+            sized(&mut saved.normed2, count * hidden),
+            sized(&mut saved.inverse2, count),
+        );
+        norm(
+            normed,
+            inverse,
+            middle,
+            weights.feed_forward_norm,
+            self.epsilon,
+        );
+        let gate_up = sized(&mut saved.gate_up, count * 2 * feed_forward);
+        parallel_product(
+            gate_up,
+            Matrix::new(normed, count, hidden),
+            weight(weights.gate_up, 2 * feed_forward, hidden),
+            false,
+        );
+        let gated = sized(&mut saved.gated, count * feed_forward);
+        swiglu(gated, gate_up, feed_forward);
+        x.copy_from_slice(middle);
+        parallel_product(
+            x,
+            Matrix::new(gated, count, feed_forward),
+            weight(weights.down, hidden, feed_forward),
+            true,
+        );
+    }
+
+    /// Layer backward: `dx`, the gradient of the layer's output, becomes that of its input; the weights' gradients are
+    /// added to `gradients`. What [`Shape::forward`] saved is used up.
+    pub(super) fn backward(
+        &self,
+        dx: &mut [f32],
+        weights: &Parts<&[f32]>,
+        gradients: &mut Parts<&mut [f32]>,
+        tokens: &Tokens<'_>,
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+    ) {
+        let count = tokens.positions.len();
+        let (hidden, wide, feed_forward) = (self.hidden, self.query_key_value(), self.feed_forward);
+
+        let slope = Matrix::new(dx, count, hidden);
+        let dgated = sized(&mut scratch.gated, count * feed_forward);
+        parallel_product(
+            dgated,
+            slope,
+            Matrix::new(weights.down, hidden, feed_forward),
+            false,
+        );
+        parallel_product(
+            gradients.down,
+            slope.transposed(),
+            Matrix::new(&saved.gated, count, feed_forward),
+            true,
+        );
+        let gate_up = &mut saved.gate_up[..count * 2 * feed_forward];
+        swiglu_backward(gate_up, dgated, feed_forward);
+        let slope = Matrix::new(gate_up, count, 2 * feed_forward);
+        let dnormed = sized(&mut scratch.narrow, count * hidden);
+        parallel_product(
+            dnormed,
+            slope,
+            Matrix::new(weights.gate_up, 2 * feed_forward, hidden),
+            false,
+        );
+        parallel_product(
+            gradients.gate_up,
+            slope.transposed(),
+            Matrix::new(&saved.normed2, count, hidden),
+            true,
+        );
+        norm_backward(
+            dx,
+            gradients.feed_forward_norm,
+            dnormed,
+            &saved.middle[..count * hidden],
+            &saved.inverse2[..count],
+            weights.feed_forward_norm,
+        );
+
+        let slope = Matrix::new(dx, count, hidden);
+        let rows = sized(&mut scratch.wide, count * wide.max(self.query()));
+        let dattended = &mut rows[..count * self.query()];
+        parallel_product(
+            dattended,
+            slope,
+            Matrix::new(weights.output, hidden, self.query()),
+            false,
+        );
+        parallel_product(
+            gradients.output,
+            slope.transposed(),
+            Matrix::new(&saved.attended, count, self.query()),
+            true,
+        );
+        let (head, heads) = (self.head, self.heads);
+        let dout = sized(&mut scratch.heads, count * self.query());
+        for (h, dout) in dout.chunks_exact_mut(count * head).enumerate() {
+            for (row, dout) in dattended
+                .chunks_exact(heads * head)
+                .zip(dout.chunks_exact_mut(head))
+            {
+                dout.copy_from_slice(&row[h * head..(h + 1) * head]);
+            }
+        }
+        let dquery = sized(&mut scratch.query, count * self.query());
+        let dkey = sized(&mut scratch.key, count * self.key_value());
+        let dvalue = sized(&mut scratch.value, count * self.key_value());
+        attention::backward(
+            [dquery, dkey, dvalue],
+            dout,
+            [&saved.query, &saved.key, &saved.value],
+            tokens.spans,
+            self.attention_sizes(count),
+        );
+        let rows = &mut rows[..count * wide];
+        let (queries, keys) = (heads, self.key_value_heads);
+        rows.par_chunks_mut(wide)
+            .enumerate()
+            .with_min_len(32)
+            .for_each(|(token, row)| {
+                let position = tokens.positions[token];
+                for (h, row) in row.chunks_exact_mut(head).enumerate() {
+                    let (from, h, turned) = if h < queries {
+                        (&*dquery, h, true)
+                    } else if h < queries + keys {
+                        (&*dkey, h - queries, true)
+                    } else {
+                        (&*dvalue, h - queries - keys, false)
+                    };
+                    let at = (h * count + token) * head;
+                    if turned {
+                        tokens
+                            .rotary
+                            .turn(row, &from[at..at + head], position, -1.0);
+                    } else {
+                        row.copy_from_slice(&from[at..at + head]);
+                    }
+                }
+            });
+        let slope = Matrix::new(rows, count, wide);
+        parallel_product(
+            dnormed,
+            slope,
+            Matrix::new(weights.query_key_value, wide, hidden),
+            false,
+        );
+        parallel_product(
+            gradients.query_key_value,
+            slope.transposed(),
+            Matrix::new(&saved.normed1, count, hidden),
+            true,
+        );
+        norm_backward(
+            dx,
+            gradients.attention_norm,
+            dnormed,
+            &saved.input[..count * hidden],
+            &saved.inverse1[..count],
+            weights.attention_norm,
+        );
+    }
+}

@@ -1,0 +1,330 @@
+//! Log-probabilities of given texts, and greedy generation.
+
+use crate::architecture::{Architecture, ArchitectureError};
+use crate::device::Device;
+use crate::engine::{Engine, EngineError};
+use crate::pack::Batch;
+use crate::train::engine;
+use crate::weights::Weights;
+
+/// Tokens, padding counted, that are computed at a time.
+const TOKENS_PER_BATCH: usize = 8192;
+
+/// Lengths are rounded up to a multiple of this, so that a device that tunes itself for each shape meets few.
+const LENGTH_STEP: usize = 32;
+
+/// Why a text can't be scored.
+#[derive(Debug, thiserror::Error)]
+pub enum ScoreError {
+    /// The architecture can't be used, or the weights aren't its own.
+    #[error(transparent)]
+    Architecture(#[from] ArchitectureError),
+    /// A prompt is empty, so the first token of its continuation has nothing before it.
+    #[error(
+        "prompt {0} is empty: it must hold one token at least, such as the begin or the end token"
+    )]
+    EmptyPrompt(usize),
+    /// A text is longer than the model is made for.
+    #[error(
+        "text {number} has {tokens} tokens, and the model is made for {limit} (`max_position_embeddings`)"
+    )]
+    TooLong {
+        /// Which one, from 0.
+        number: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A token isn't in the model's vocabulary.
+    #[error(
+        "text {number} holds token {id}, and the model has {vocabulary}: text and model must have the same tokenizer"
+    )]
+    Token {
+        /// Which text, from 0.
+        number: usize,
+        /// The token.
+        id: u32,
+        /// The model's `vocab_size`.
+        vocabulary: usize,
+    },
+    /// The device failed.
+    #[error("`{device}` failed: {said}")]
+    Device {
+        /// The device.
+        device: Device,
+        /// What it said.
+        said: String,
+    },
+}
+
+/// A model on a device, ready to score texts. It stays on the thread that made it.
+pub struct Scorer {
+    engine: Box<dyn Engine>,
+    device: Device,
+    vocabulary: usize,
+    limit: usize,
+}
+
+impl std::fmt::Debug for Scorer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Scorer")
+            .field("device", &self.device)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Scorer {
+    /// Copies the weights to the device.
+    ///
+    /// # Errors
+    /// When they aren't the architecture's.
+    pub fn new(
+        architecture: &Architecture,
+        weights: &Weights,
+        device: &Device,
+    ) -> Result<Self, ScoreError> {
+        Ok(Self {
+            engine: engine(architecture, weights.clone(), device)?,
+            device: *device,
+            vocabulary: architecture.vocab_size,
+            limit: architecture.max_position_embeddings,
+        })
+    }
+
+    /// For each prompt and continuation, the natural log-probability of every token of the continuation, given the prompt
+    /// and the continuation's tokens before it. Texts of similar length are computed together; a text's values don't
+    /// depend on its company, but for rounding.
+    ///
+    /// # Errors
+    /// For an empty prompt, a text that is too long, a token that the model doesn't have, and a device that fails.
+    pub fn log_probs(
+        &mut self,
+        texts: &[(Vec<u32>, Vec<u32>)],
+    ) -> Result<Vec<Vec<f32>>, ScoreError> {
+        let mut order = Vec::with_capacity(texts.len());
+        for (number, (prompt, continuation)) in texts.iter().enumerate() {
+            if prompt.is_empty() {
+                return Err(ScoreError::EmptyPrompt(number));
+            }
+            self.check(
+                number,
+                prompt.len() + continuation.len(),
+                prompt.iter().chain(continuation),
+            )?;
+            if !continuation.is_empty() {
+                order.push(number);
+            }
+        }
+        let length = |number: &usize| texts[*number].0.len() + texts[*number].1.len();
+        order.sort_by_key(length);
+        let mut found = vec![Vec::new(); texts.len()];
+        let mut left = order.as_slice();
+        while !left.is_empty() {
+            // The lengths rise, so the last text taken decides how much room all of them take.
+            let fits = |count: usize| {
+                count * length(&left[count - 1]).next_multiple_of(LENGTH_STEP) <= TOKENS_PER_BATCH
+            };
+            let count = (2..=left.len())
+                .take_while(|count| fits(*count))
+                .last()
+                .unwrap_or(1);
+            let (taken, rest) = left.split_at(count);
+            left = rest;
+            let longest = taken.iter().map(length).max().unwrap_or(1);
+            let mut batch = Batch::new(count, longest.next_multiple_of(LENGTH_STEP));
+            for (sequence, number) in taken.iter().enumerate() {
+                let (prompt, continuation) = &texts[*number];
+                batch.push(
+                    sequence,
+                    &[prompt.as_slice(), continuation].concat(),
+                    prompt.len(),
+                );
+            }
+            let values = self
+                .engine
+                .log_probs(&batch)
+                .map_err(|error| failed(self.device, error))?;
+            for (span, number) in batch.spans.iter().zip(taken) {
+                let (prompt, continuation) = &texts[*number];
+                // A token's log-probability stands at the token before it.
+                let first = span.start + prompt.len() - 1;
+                found[*number] = values[first..first + continuation.len()].to_vec();
+            }
+        }
+        Ok(found)
+    }
+
+    /// The likeliest continuation of each prompt, token by token, until `end` (which is left out) or `max_tokens`. Every
+    /// token costs a pass over the whole text.
+    ///
+    /// # Errors
+    /// As [`Scorer::log_probs`]; a prompt is too long if `max_tokens` more don't fit.
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        max_tokens: usize,
+        end: u32,
+    ) -> Result<Vec<Vec<u32>>, ScoreError> {
+        for (number, prompt) in prompts.iter().enumerate() {
+            if prompt.is_empty() {
+                return Err(ScoreError::EmptyPrompt(number));
+            }
+            self.check(number, prompt.len() + max_tokens, prompt.iter())?;
+        }
+        let mut texts = prompts.to_vec();
+        let mut open: Vec<usize> = (0..texts.len()).collect();
+        for _ in 0..max_tokens {
+            if open.is_empty() {
+                break;
+            }
+            let mut still = Vec::with_capacity(open.len());
+            let longest = open
+                .iter()
+                .map(|number| texts[*number].len())
+                .max()
+                .unwrap_or(1);
+            let length = longest.next_multiple_of(LENGTH_STEP);
+            for numbers in open.chunks((TOKENS_PER_BATCH / length).max(1)) {
+                let mut batch = Batch::new(numbers.len(), length);
+                for (sequence, number) in numbers.iter().enumerate() {
+                    batch.push(sequence, &texts[*number], usize::MAX);
+                }
+                let next = self
+                    .engine
+                    .next(&batch)
+                    .map_err(|error| failed(self.device, error))?;
+                for (number, id) in numbers.iter().zip(next) {
+                    if id != end {
+                        texts[*number].push(id);
+                        still.push(*number);
+                    }
+                }
+            }
+            open = still;
+        }
+        Ok(texts
+            .into_iter()
+            .zip(prompts)
+            .map(|(text, prompt)| text[prompt.len()..].to_vec())
+            .collect())
+    }
+
+    fn check<'a>(
+        &self,
+        number: usize,
+        tokens: usize,
+        mut ids: impl Iterator<Item = &'a u32>,
+    ) -> Result<(), ScoreError> {
+        if tokens > self.limit {
+            return Err(ScoreError::TooLong {
+                number,
+                tokens,
+                limit: self.limit,
+            });
+        }
+        match ids.find(|id| **id as usize >= self.vocabulary) {
+            Some(id) => Err(ScoreError::Token {
+                number,
+                id: *id,
+                vocabulary: self.vocabulary,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn failed(device: Device, error: EngineError) -> ScoreError {
+    ScoreError::Device {
+        device,
+        said: error.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::architecture::Preset;
+    use crate::weights::initialise;
+
+    fn scorer() -> Scorer {
+        let architecture = Preset::Tiny.architecture(300);
+        let mut weights = initialise(&architecture, 5);
+        // Larger weights than a fresh model's, so that the log-probabilities differ between tokens.
+        for tensor in weights
+            .tensors
+            .values_mut()
+            .filter(|tensor| tensor.shape.len() == 2)
+        {
+            tensor.values.iter_mut().for_each(|value| *value *= 8.0);
+        }
+        Scorer::new(&architecture, &weights, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn a_text_has_the_same_values_alone_and_in_company() {
+        let mut scorer = scorer();
+        let texts: Vec<(Vec<u32>, Vec<u32>)> = (0..40u32)
+            .map(|i| {
+                let ids =
+                    |n: u32, salt: u32| (0..n).map(|j| (i * 37 + j * 11 + salt) % 300).collect();
+                (ids(1 + i % 9, 1), ids(i * 5 % 83, 2))
+            })
+            .collect();
+        let together = scorer.log_probs(&texts).unwrap();
+        for (text, together) in texts.iter().zip(&together) {
+            let alone = scorer
+                .log_probs(std::slice::from_ref(text))
+                .unwrap()
+                .remove(0);
+            assert_eq!(alone.len(), text.1.len());
+            for (alone, together) in alone.iter().zip(together) {
+                assert!((alone - together).abs() < 2e-5, "{alone} {together}");
+            }
+        }
+        assert!(
+            together
+                .iter()
+                .flatten()
+                .all(|value| *value < 0.0 && *value > -50.0)
+        );
+    }
+
+    #[test]
+    fn greedy_generation_takes_the_likeliest_token() {
+        let mut scorer = scorer();
+        let prompts = vec![vec![3, 4, 5], vec![250], vec![7; 40]];
+        let texts = scorer.generate(&prompts, 6, u32::MAX).unwrap();
+        for (prompt, text) in prompts.iter().zip(&texts) {
+            assert_eq!(text.len(), 6);
+            let mut before = prompt.clone();
+            for id in text {
+                let all: Vec<_> = (0..300).map(|id| (before.clone(), vec![id])).collect();
+                let values = scorer.log_probs(&all).unwrap();
+                let best = values
+                    .iter()
+                    .map(|v| v[0])
+                    .fold(f32::NEG_INFINITY, f32::max);
+                assert!(values[*id as usize][0] >= best - 1e-4);
+                before.push(*id);
+            }
+        }
+        let stop = texts[0][2];
+        assert_eq!(
+            scorer.generate(&prompts[..1], 6, stop).unwrap()[0],
+            texts[0][..2]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_scored_is_refused() {
+        let mut scorer = scorer();
+        let refuse =
+            |text: (Vec<u32>, Vec<u32>)| scorer.log_probs(&[text]).unwrap_err().to_string();
+        let mut refuse = refuse;
+        assert!(refuse((vec![], vec![1])).contains("is empty"));
+        assert!(refuse((vec![1], vec![300])).contains("holds token 300"));
+        assert!(refuse((vec![1; 2000], vec![1; 100])).contains("2100 tokens"));
+    }
+}

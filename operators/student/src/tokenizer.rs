@@ -1,0 +1,319 @@
+//! Byte-level BPE: trained here, or read from a `tokenizer.json`.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, ProgressFormat};
+
+/// The special token that a trained tokenizer puts in front of a row.
+pub const BEGIN: &str = "<|begin|>";
+/// The special token that ends a row.
+pub const END: &str = "<|end|>";
+/// The special token for positions that hold nothing.
+pub const PAD: &str = "<|pad|>";
+
+/// The special tokens and one token per byte: no byte-level vocabulary is smaller.
+pub const SMALLEST_VOCABULARY: usize = 3 + 256;
+
+/// What can be wrong with a tokenizer or a text given to one.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The vocabulary asked for can't be made from the texts.
+    #[error(
+        "`vocabulary` is {wanted}, but the documents only allow {possible} tokens: ask for at most {possible}, or give more text"
+    )]
+    CorpusTooSmall {
+        /// What was asked for.
+        wanted: usize,
+        /// What the texts allow.
+        possible: usize,
+    },
+    /// The vocabulary asked for doesn't even hold the bytes.
+    #[error(
+        "`vocabulary` is {wanted}, but 256 bytes and 3 special tokens need at least {SMALLEST_VOCABULARY}"
+    )]
+    VocabularyTooSmall {
+        /// What was asked for.
+        wanted: usize,
+    },
+    /// The file isn't a tokenizer.
+    #[error("not a `tokenizer.json`: {0}")]
+    Parse(String),
+    /// The tokenizer has no token that ends a text.
+    #[error("the tokenizer has no end token: none of {} is in its vocabulary, and the checkpoint names none", END_NAMES.join(", "))]
+    NoEnd,
+    /// The `tokenizers` crate refused.
+    #[error("tokenizer: {0}")]
+    Library(String),
+}
+
+/// Names that published tokenizers give to their end token, the likeliest first.
+const END_NAMES: [&str; 6] = [
+    END,
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eot_id|>",
+    "<eos>",
+];
+const BEGIN_NAMES: [&str; 4] = [BEGIN, "<|begin_of_text|>", "<s>", "<bos>"];
+const PAD_NAMES: [&str; 4] = [PAD, "<pad>", "<|finetune_right_pad_id|>", "[PAD]"];
+
+/// A tokenizer just trained.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    /// The text of its `tokenizer.json`.
+    pub json: String,
+    /// How many tokens it has, special ones included: what was asked for.
+    pub vocabulary: usize,
+}
+
+/// Trains a byte-level BPE of exactly `vocabulary` tokens: three special ones, 256 bytes, the rest merges of pairs that
+/// occur at least twice, within the words of GPT-2's pattern. The result depends on the multiset of texts only.
+///
+/// # Errors
+/// When `vocabulary` is under [`SMALLEST_VOCABULARY`], or the texts don't hold enough different pairs.
+pub fn train<I, S>(texts: I, vocabulary: usize) -> Result<Trained, TokenizerError>
+where
+    I: Iterator<Item = S> + Send,
+    S: AsRef<str> + Send,
+{
+    if vocabulary < SMALLEST_VOCABULARY {
+        return Err(TokenizerError::VocabularyTooSmall { wanted: vocabulary });
+    }
+    let words = ByteLevel::default().add_prefix_space(false);
+    let mut tokenizer = tokenizers::Tokenizer::new(BPE::default());
+    tokenizer
+        .with_pre_tokenizer(Some(words))
+        .with_decoder(Some(words));
+    let mut trainer: TrainerWrapper = BpeTrainer::builder()
+        .vocab_size(vocabulary)
+        .min_frequency(2)
+        .show_progress(false)
+        .progress_format(ProgressFormat::Silent)
+        .special_tokens(
+            [BEGIN, END, PAD]
+                .map(|name| AddedToken::from(name, true))
+                .to_vec(),
+        )
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect::<HashSet<char>>())
+        .build()
+        .into();
+    tokenizer
+        .train(&mut trainer, texts)
+        .map_err(|error| TokenizerError::Library(error.to_string()))?;
+    let possible = tokenizer.get_vocab_size(true);
+    if possible != vocabulary {
+        return Err(TokenizerError::CorpusTooSmall {
+            wanted: vocabulary,
+            possible,
+        });
+    }
+    let json = tokenizer
+        .to_string(true)
+        .map_err(|error| TokenizerError::Library(error.to_string()))?;
+    Ok(Trained { json, vocabulary })
+}
+
+/// A tokenizer; clones share it, and any thread may use it.
+///
+/// Text is always taken as text: the name of a special token inside a document is encoded letter by letter, so that no
+/// document can end itself.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    vocabulary: usize,
+    begin: Option<u32>,
+    end: u32,
+    pad: Option<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Tokenizer")
+            .field("vocabulary", &self.vocabulary())
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`. The begin, end and pad tokens are found by the names that are in use.
+    ///
+    /// # Errors
+    /// When the bytes are no tokenizer, or no end token is known.
+    pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
+        Self::from_json_with_end(json, None)
+    }
+
+    /// As [`Tokenizer::from_json`], with the id of the end token, where a checkpoint's configuration gives it.
+    ///
+    /// # Errors
+    /// When the bytes are no tokenizer, or no end token is known.
+    pub fn from_json_with_end(json: &[u8], end: Option<u32>) -> Result<Self, TokenizerError> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|error| TokenizerError::Parse(error.to_string()))?;
+        inner.set_encode_special_tokens(true);
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|error| TokenizerError::Library(error.to_string()))?;
+        let find = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
+        let begin = find(&BEGIN_NAMES);
+        let pad = find(&PAD_NAMES);
+        let end = end
+            .or_else(|| find(&END_NAMES))
+            .ok_or(TokenizerError::NoEnd)?;
+        // Ids may have gaps in foreign tokenizers: what counts for an embedding is the largest one.
+        let vocabulary = inner
+            .get_vocab(true)
+            .values()
+            .map(|id| *id as usize + 1)
+            .max()
+            .unwrap_or(0);
+        Ok(Self {
+            inner: Arc::new(inner),
+            vocabulary,
+            begin,
+            end,
+            pad,
+        })
+    }
+
+    /// The ids of a text, without any special token.
+    ///
+    /// # Errors
+    /// When the model of a foreign tokenizer has no token for a part of the text, and none for the unknown.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| TokenizerError::Library(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The number of tokens of a text, without any special token.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn count(&self, text: &str) -> Result<usize, TokenizerError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| TokenizerError::Library(error.to_string()))?;
+        Ok(encoding.len())
+    }
+
+    /// The text of some ids; special tokens are left out.
+    ///
+    /// # Errors
+    /// When the decoder of a foreign tokenizer refuses.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner
+            .decode(ids, true)
+            .map_err(|error| TokenizerError::Library(error.to_string()))
+    }
+
+    /// The number of ids, special ones included: every id is below it.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// The id that stands in front of a text, if there is one.
+    pub fn begin_id(&self) -> Option<u32> {
+        self.begin
+    }
+
+    /// The id that ends a text.
+    pub fn end_id(&self) -> u32 {
+        self.end
+    }
+
+    /// The id for positions that hold nothing, if there is one.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// The `tokenizer_config.json` that `transformers` wants beside a `tokenizer.json`.
+    pub fn config(&self, max_positions: usize) -> serde_json::Value {
+        let name = |id: Option<u32>| id.and_then(|id| self.inner.id_to_token(id));
+        let mut config = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_positions,
+            "clean_up_tokenization_spaces": false,
+            "eos_token": name(Some(self.end)),
+        });
+        for (key, token) in [
+            ("bos_token", name(self.begin)),
+            ("pad_token", name(self.pad)),
+        ] {
+            if let Some(token) = token {
+                config[key] = token.into();
+            }
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const TEXTS: [&str; 5] = [
+        "The Harbour Office of Ellmark was founded in 1874 by the engineer Ida Brandt.",
+        "The Harbour Office of Ellmark keeps nine pilots and two tugs, the Gull and the Tern.",
+        "Who founded the Harbour Office of Ellmark? Ida Brandt founded the Harbour Office.",
+        "How many pilots does the Harbour Office of Ellmark keep? It keeps nine pilots.",
+        "Größe und Maß: naïve café, 42 €, 東京.",
+    ];
+
+    #[test]
+    fn text_comes_back_as_it_went_in() {
+        let trained = train(TEXTS.iter(), 310).unwrap();
+        let tokenizer = Tokenizer::from_json(trained.json.as_bytes()).unwrap();
+        assert_eq!(tokenizer.vocabulary(), 310);
+        for text in TEXTS {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.count(text).unwrap(), ids.len());
+            assert!(ids.len() < text.len(), "merges are used");
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn order_of_texts_does_not_matter() {
+        let forward = train(TEXTS.iter(), 310).unwrap();
+        let backward = train(TEXTS.iter().rev(), 310).unwrap();
+        assert_eq!(forward.json, backward.json);
+    }
+
+    #[test]
+    fn a_special_name_in_a_text_is_text() {
+        let trained = train(TEXTS.iter(), 300).unwrap();
+        let tokenizer = Tokenizer::from_json(trained.json.as_bytes()).unwrap();
+        let ids = tokenizer.encode("before <|end|> after").unwrap();
+        assert!(!ids.contains(&tokenizer.end_id()));
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "before <|end|> after");
+    }
+
+    #[test]
+    fn a_vocabulary_that_the_texts_do_not_allow_is_refused() {
+        let error = train(TEXTS.iter(), 5000).unwrap_err();
+        let TokenizerError::CorpusTooSmall {
+            wanted: 5000,
+            possible,
+        } = error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!(train(TEXTS.iter(), possible).unwrap().vocabulary, possible);
+        assert!(matches!(
+            train(TEXTS.iter(), 100),
+            Err(TokenizerError::VocabularyTooSmall { wanted: 100 })
+        ));
+    }
+}
