@@ -332,13 +332,9 @@ mod tests {
     use super::*;
 
     fn table(rows: &[(&str, Option<bool>, Option<bool>)]) -> RecordBatch {
-        let (ids, correct, blind): (Vec<_>, Vec<_>, Vec<_>) =
-            rows.iter().map(|(id, correct, blind)| (*id, *correct, *blind)).fold(Default::default(), |mut columns, row| {
-                columns.0.push(row.0);
-                columns.1.push(row.1);
-                columns.2.push(row.2);
-                columns
-            });
+        let ids: Vec<&str> = rows.iter().map(|row| row.0).collect();
+        let correct: Vec<Option<bool>> = rows.iter().map(|row| row.1).collect();
+        let blind: Vec<Option<bool>> = rows.iter().map(|row| row.2).collect();
         RecordBatch::try_from_iter_with_nullable([
             ("question_id", Arc::new(StringArray::from(ids)) as ArrayRef, false),
             ("correct", Arc::new(BooleanArray::from(correct)) as ArrayRef, true),

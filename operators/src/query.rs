@@ -12,7 +12,7 @@ use datafusion::{
     error::DataFusionError,
     execution::SessionState,
     logical_expr::{
-        Distinct, Expr, ExprSchemable, LogicalPlan, Volatility,
+        Distinct, Expr, LogicalPlan, Volatility,
         expr::{AggregateFunction, WindowFunction},
     },
     prelude::{SessionConfig, SessionContext},

@@ -3,7 +3,7 @@
 use std::future::ready;
 
 use arrow::{
-    array::{Array, BooleanArray, RecordBatch},
+    array::{BooleanArray, RecordBatch},
     compute::filter_record_batch,
 };
 use datafusion::execution::SendableRecordBatchStream;

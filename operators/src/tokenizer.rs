@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, Int32Array, RecordBatch, StringArray},
+    array::{Array, ArrayRef, Int32Array, RecordBatch, StringArray},
     datatypes::{DataType, Field, SchemaRef},
 };
 use async_trait::async_trait;

@@ -2,6 +2,9 @@
 
 use std::collections::HashMap;
 
+/// The word that an answer stands behind.
+const WORD: &str = "Answer";
+
 /// The letter of option `index`: `A` to `Z`, then numbers from 27.
 pub(crate) fn letter(index: usize) -> String {
     match u8::try_from(index) {
@@ -10,14 +13,17 @@ pub(crate) fn letter(index: usize) -> String {
     }
 }
 
-/// What stands behind `Answer:` in the last line that begins so, stripped of markup; `None` without one, or if it is empty.
+/// What stands behind the last `Answer:`, up to the end of its line and stripped of markup: at the beginning of a line in
+/// any case, elsewhere with a capital only, so that `no answer: …` in a sentence isn't one. `None` without one, or if it is
+/// empty.
 pub(crate) fn final_answer(text: &str) -> Option<&str> {
     let markup = |c: char| c.is_whitespace() || matches!(c, '*' | '_' | '`' | '#' | '>');
+    let after = |rest: &'_ str| rest.trim_start_matches(['*', '_']).starts_with(':');
     let answer = text.lines().rev().find_map(|line| {
         let line = line.trim_start_matches(markup);
-        let (word, rest) = (line.get(..6)?, line.get(6..)?);
-        let rest = rest.trim_start_matches(['*', '_']);
-        word.eq_ignore_ascii_case("answer").then(|| rest.strip_prefix(':')).flatten()
+        let begins = line.get(..WORD.len()).is_some_and(|word| word.eq_ignore_ascii_case(WORD)).then_some(0);
+        let place = [line.rfind(WORD), begins].into_iter().flatten().find(|place| after(&line[place + WORD.len()..]))?;
+        line[place + WORD.len()..].split_once(':').map(|(_, answer)| answer)
     })?;
     Some(answer.trim_matches(markup)).filter(|answer| !answer.is_empty())
 }
@@ -93,7 +99,10 @@ mod tests {
             ("Answer: A\nNo, wait.\n**Answer:** C", Some("C")),
             ("**answer: nine pilots**\n\nI hope that helps.", Some("nine pilots")),
             ("> ANSWER : no colon right after", None),
-            ("The answer: B", None),
+            ("It gives no answer: none", None),
+            ("It was lit in 1874. Answer: 1874", Some("1874")),
+            ("Answer: A or Answer: B", Some("B")),
+            ("I give **Answer**: *B*", Some("B")),
             ("Answer:", None),
             ("", None),
             ("Größe", None),

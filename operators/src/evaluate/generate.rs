@@ -2,7 +2,7 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use ingrain_engine::{failure::Failure, key, run::Counters};
-use ingrain_llm::{Client, Decoding, Message, Outage, Outcome, Request, Role};
+use ingrain_llm::{Client, Decoding, Message, Outcome, Request, Role};
 use minijinja::{Environment, value::Serde};
 use serde_json::{Value, json};
 
@@ -11,7 +11,10 @@ use super::{
     prediction::Prediction,
     question::{Context, Question},
 };
-use crate::rejects::{Reject, Rejects};
+use crate::{
+    rejects::{Reject, Rejects},
+    teachers,
+};
 
 const PROMPT: &str = include_str!("answer.jinja");
 
@@ -29,7 +32,7 @@ pub(crate) struct Settings {
 
 /// What the model said to a question, or why that can't be read as an answer.
 enum Said {
-    Text { text: String, from_memo: bool },
+    Text(String),
     Refused { reject: Reject, attempts: i32 },
 }
 
@@ -42,16 +45,13 @@ pub(crate) async fn predictions(
     counters: &Counters,
     rejects: &mut Rejects,
 ) -> Result<Vec<Prediction>, Failure> {
-    let answers = stream::iter(questions).map(|question| ask(client, question, settings, refresh)).buffered(WAITING);
-    let mut answers = std::pin::pin!(answers.enumerate().map(|(place, said)| said.map(|said| (place, said))));
+    let answers = stream::iter(0..questions.len()).map(|place| ask(client, &questions[place], settings, refresh, counters));
+    let mut answers = answers.buffered(WAITING);
     let mut predictions = Vec::with_capacity(questions.len());
-    while let Some((place, said)) = answers.try_next().await? {
-        let question = &questions[place];
+    while let Some(said) = answers.try_next().await? {
+        let question = &questions[predictions.len()];
         match said {
-            Said::Text { text, from_memo } => {
-                Counters::add(if from_memo { &counters.memo_hits } else { &counters.calls }, 1);
-                predictions.push(prediction(question, Some(&text), text.clone()));
-            }
+            Said::Text(text) => predictions.push(prediction(question, Some(&text), text.clone())),
             Said::Refused { reject, attempts } => {
                 let row_id = key::row_id("evaluate.reject", 0, &[&question.row_id], 0, 0);
                 rejects.push(&row_id, Some(&question.row_id), &reject, attempts);
@@ -63,22 +63,21 @@ pub(crate) async fn predictions(
     Ok(predictions)
 }
 
-async fn ask(client: &Client, question: &Question, settings: Settings, refresh: Option<&str>) -> Result<Said, Failure> {
+async fn ask(
+    client: &Client,
+    question: &Question,
+    settings: Settings,
+    refresh: Option<&str>,
+    counters: &Counters,
+) -> Result<Said, Failure> {
     let request = request(question, settings)?;
     let whole = |answer: &ingrain_llm::Answer| answer.whole().map(str::to_owned);
-    match client.ask(&request, 0, refresh, 1, whole).await.map_err(outage)? {
-        Outcome::Accepted { value, from_memo, .. } => Ok(Said::Text { text: value, from_memo }),
+    match teachers::ask(client, counters, &request, 0, refresh, 1, whole).await? {
+        Outcome::Accepted { value, .. } => Ok(Said::Text(value)),
         Outcome::Rejected { reject, raw, attempts } => {
             let reject = Reject::new(reject.reason, reject.detail).raw(&raw);
             Ok(Said::Refused { reject, attempts: i32::try_from(attempts).unwrap_or(i32::MAX) })
         }
-    }
-}
-
-fn outage(outage: Outage) -> Failure {
-    match outage {
-        Outage::Teacher { message, hint } => Failure { hint, ..Failure::external(message) },
-        Outage::Memo(error) => Failure::external(error.to_string()),
     }
 }
 
@@ -158,6 +157,28 @@ mod tests {
         open.contexts.clear();
         let content = &super::request(&open, SETTINGS).unwrap().messages[0].content;
         assert!(content.starts_with("Question: How deep is the <well>?\n\nExplain in a few"), "{content}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_answers_from_contexts() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = std::sync::Arc::new(object_store::memory::InMemory::new());
+        let memo = ingrain_llm::Memo::open(store, "memo".into(), folder.path()).await.unwrap();
+        let client = Client::new(std::sync::Arc::new(ingrain_llm::Offline), memo, 4);
+        let mut open = question(&[]);
+        open.question = "How deep is the well of Tern Ledge?".into();
+        open.contexts[0].text = "The well of Tern Ledge is 18 metres deep. Lotte Amsel bakes the bread.".into();
+        let choice = Question { options: ["75 metres", "18 metres"].map(str::to_owned).to_vec(), ..open.clone() };
+        let questions = [choice, open];
+        for (calls, hits) in [(2, 0), (0, 2)] {
+            let (counters, mut rejects) = (Counters::default(), Rejects::default());
+            let found = predictions(&client, &questions, SETTINGS, None, &counters, &mut rejects).await.unwrap();
+            assert_eq!((found[0].prediction.as_deref(), found[0].correct), (Some("18 metres"), Some(true)), "{found:?}");
+            assert_eq!((found[1].exact_match, found[1].correct), (Some(true), None), "{found:?}");
+            let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+            assert_eq!((count(&counters.calls), count(&counters.memo_hits)), (calls, hits));
+            assert_eq!(rejects.len(), 0);
+        }
     }
 
     #[test]

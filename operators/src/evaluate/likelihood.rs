@@ -183,8 +183,8 @@ mod tests {
 
     fn examiner() -> Examiner {
         let texts = ["Question: Who keeps the light?\nAnswer: Lotte Amsel keeps the light.", "Hanne Drost sold the old boat."];
-        let trained = tokenizer::train(texts.iter(), 290).unwrap();
-        let architecture = Preset::Tiny.architecture(290);
+        let trained = tokenizer::train(texts.iter(), 270).unwrap();
+        let architecture = Preset::Tiny.architecture(270);
         let mut weights = initialise(&architecture, 5);
         // Larger weights than a fresh model's, so that the options' probabilities differ.
         for tensor in weights.tensors.values_mut().filter(|tensor| tensor.shape.len() == 2) {

@@ -247,7 +247,7 @@ impl Task for Evaluate {
         if let Some(contexts) = context.tables(CONTEXTS).first() {
             questions.add_contexts(contexts.stream().await?).await?;
         }
-        let questions = questions.sorted();
+        let questions = questions.sorted()?;
         if questions.is_empty() {
             return Err(Failure::data("there are no questions").hint("look at the stage that reads or makes them"));
         }

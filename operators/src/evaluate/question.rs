@@ -60,7 +60,7 @@ impl Question {
 }
 
 /// Questions while they are read.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Questions {
     questions: Vec<Question>,
     ranks: HashMap<String, Vec<(i32, Context)>>,
@@ -104,15 +104,22 @@ impl Questions {
     }
 
     /// The questions by `row_id`, each with its contexts by rank.
-    pub(crate) fn sorted(mut self) -> Vec<Question> {
+    ///
+    /// # Errors
+    /// When contexts were added and none is for any of the questions.
+    pub(crate) fn sorted(mut self) -> Result<Vec<Question>, Failure> {
         for question in &mut self.questions {
-            // Two rows may ask the same question under one id: both have its contexts.
+            // Two rows may ask under one id: both have its contexts.
             let mut contexts = self.ranks.get(&question.question_id).cloned().unwrap_or_default();
             contexts.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.text.cmp(&b.1.text)));
             question.contexts = contexts.into_iter().map(|(_, context)| context).collect();
         }
+        if !self.ranks.is_empty() && self.questions.iter().all(|question| question.contexts.is_empty()) {
+            return Err(Failure::data("none of the contexts is for one of the questions")
+                .hint("`retrieve` and `evaluate` must read the same questions, told by `question_id`"));
+        }
         self.questions.sort_by(|a, b| a.row_id.cmp(&b.row_id));
-        self.questions
+        Ok(self.questions)
     }
 }
 

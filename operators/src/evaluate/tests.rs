@@ -83,8 +83,10 @@ async fn questions_are_read_with_their_contexts() {
     .unwrap();
     let mut rejects = Rejects::default();
     let mut read = Questions::read(rows(questions), Some("distractors"), &mut rejects).await.unwrap();
+    read.add_contexts(rows(contexts.slice(2, 1))).await.unwrap();
+    assert!(read.clone().sorted().unwrap_err().message.starts_with("none of the contexts"));
     read.add_contexts(rows(contexts)).await.unwrap();
-    let questions = read.sorted();
+    let questions = read.sorted().unwrap();
     let ids: Vec<_> = questions.iter().map(|question| question.question_id.as_str()).collect();
     assert_eq!(ids, ["r1", "exam-1"]);
     assert_eq!((questions[0].options.len(), questions[0].group.as_deref(), questions[0].context()), (0, None, None));

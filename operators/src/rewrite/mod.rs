@@ -249,7 +249,7 @@ impl Rewrite {
                 documents.row_id as document_id, documents.doc_id, {title} as title, documents.text, matched.n as matched \
              from (select count(*) as n from questions join documents on questions.parent_id = documents.row_id) as matched \
              cross join (select row_id, parent_id, question, {answer} as answer, row_number() over (\
-                partition by parent_id order by digest(concat('rewrite;', row_id), 'blake3'), row_id) as place from questions) as asked \
+                partition by parent_id order by encode(digest(concat('rewrite;', row_id), 'blake3'), 'hex'), row_id) as place from questions) as asked \
              left join documents on asked.parent_id = documents.row_id \
              where asked.place <= {} or documents.row_id is null",
             self.per_document

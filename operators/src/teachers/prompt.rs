@@ -84,7 +84,7 @@ impl Prompt {
     pub(crate) fn render(&self, variables: &BTreeMap<String, Value>) -> Result<String, Failure> {
         let template = self.environment.get_template(NAME).map_err(|error| Failure::bug(described(&error)))?;
         template
-            .render(minijinja::Value::from_serialize(variables))
+            .render(minijinja::Value::from(minijinja::value::Serde(variables)))
             .map_err(|error| Failure::data(format!("the prompt can't be rendered: {}", described(&error))))
     }
 }

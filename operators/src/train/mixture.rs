@@ -44,20 +44,26 @@ pub(super) fn encode(batch: &RecordBatch, tokenizer: &Tokenizer, loss_on: LossOn
     let (parents, prompts, bodies) = (texts(batch, "parent_id")?, texts(batch, "prompt")?, texts(batch, "text")?);
     let positions = batch.column_by_name("position").and_then(|column| column.as_primitive_opt::<Int64Type>());
     let positions = positions.ok_or_else(|| Failure::bug("no whole numbers in `position`"))?;
-    let whole = match loss_on {
-        LossOn::All => Row::whole,
-        LossOn::Completion => Row::completion,
-    };
     let row = |row: usize| {
-        let prompt = if prompts.is_valid(row) { tokenizer.encode(prompts.value(row)).map_err(failure)? } else { Vec::new() };
-        let text = tokenizer.encode(bodies.value(row)).map_err(failure)?;
+        let ids = tokenizer.encode(bodies.value(row)).map_err(failure)?;
+        let masked = match loss_on {
+            LossOn::Completion if prompts.is_valid(row) => shared(&ids, &tokenizer.encode(prompts.value(row)).map_err(failure)?),
+            LossOn::Completion | LossOn::All => 0,
+        };
+        let (prompt, completion) = ids.split_at(masked);
         Ok(Encoded {
             position: positions.value(row),
             lot: lot(parents.value(row)),
-            row: whole(tokenizer.begin_id(), &prompt, &text, tokenizer.end_id()),
+            row: Row::completion(tokenizer.begin_id(), prompt, completion, tokenizer.end_id()),
         })
     };
     (0..batch.num_rows()).into_par_iter().map(row).collect()
+}
+
+/// How many tokens a text and its beginning share, both encoded alone. A token that reaches over the beginning's end belongs
+/// to what follows.
+fn shared(text: &[u32], beginning: &[u32]) -> usize {
+    text.iter().zip(beginning).take_while(|(one, other)| one == other).count()
 }
 
 /// A number in [0, 1) that depends on nothing but `parent`: the upper 53 bits of a hash.

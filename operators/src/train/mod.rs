@@ -36,8 +36,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 1);
 /// Trains all weights of a checkpoint on a mixture, by AdamW with a linear warm-up and a cosine to 0.
 ///
 /// Rows are trained on in the mixture's order in the first epoch, and in orders of their own, by seed, in every later one.
-/// A row is the begin token, `prompt`, `text` and the end token, put whole into a sequence beside others where it fits, cut
-/// where it is longer. The model sees where each row begins and ends: attention stays within a row, and positions count
+/// A row is the begin token (if the tokenizer has one), `text` and the end token, put whole into a sequence beside others
+/// where it fits, cut where it is longer. The model sees where each row begins and ends: attention stays within a row, and positions count
 /// from its start. So packing decides what a step costs, and nothing else.
 ///
 /// Where a field is left out, its default depends on the base. Random weights (a preset's) lack steps, not tokens:
@@ -58,7 +58,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 1);
 /// memory: 4 bytes each, and some 50 bytes a row.
 ///
 /// # Ports
-/// - `mixture`: `text`, `prompt` (what stands before it, or null), `position`, `parent_id`, as `mix` gives them.
+/// - `mixture`: `text`, `prompt` (what of the text stands before the answer, or null), `position`, `parent_id`, as `mix` gives
+///   them.
 /// - `base`: the checkpoint to start from.
 ///
 /// # Outputs
@@ -135,7 +136,7 @@ pub enum LossOn {
     /// Every token.
     #[default]
     All,
-    /// Those of `text`, not those of `prompt`.
+    /// Those after `prompt`: the answer with its explanation. In a row without one, every token.
     Completion,
 }
 

@@ -62,15 +62,15 @@ fn at_least_one_source_row_is_held_out_and_at_least_one_is_left() {
 }
 
 #[test]
-fn prompts_stand_before_texts_and_their_loss_can_be_left_out() {
+fn texts_begin_with_their_prompts_whose_loss_can_be_left_out() {
     let texts = ["Question: Who? Answer: Ida.", "Ida Brandt founded it in 1874."];
-    let json = ingrain_student::tokenizer::train(texts.iter(), 270).unwrap().json;
+    let json = ingrain_student::tokenizer::train(texts.iter().cycle().take(8), 270).unwrap().json;
     let tokenizer = ingrain_student::Tokenizer::from_json(json.as_bytes()).unwrap();
     let text = |values: [Option<&str>; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
     let batch = RecordBatch::try_from_iter_with_nullable([
         ("parent_id", text([Some("a"), Some("b")]), false),
         ("prompt", text([Some("Question: Who?"), None]), true),
-        ("text", text([Some(" Ida."), Some("Ida Brandt")]), false),
+        ("text", text([Some("Question: Who? Ida."), Some("Ida Brandt")]), false),
         ("position", Arc::new(Int64Array::from(vec![0, 1])) as ArrayRef, false),
     ])
     .unwrap();
@@ -108,7 +108,7 @@ fn what_a_step_measured_becomes_a_row() {
 #[tokio::test]
 async fn a_training_on_the_processor_gives_weights_and_an_event_a_step() {
     let texts = ["Ida Brandt founded the Harbour Office in 1874.", "The Harbour Office keeps nine pilots."];
-    let json = ingrain_student::tokenizer::train(texts.iter(), 270).unwrap().json;
+    let json = ingrain_student::tokenizer::train(texts.iter().cycle().take(8), 270).unwrap().json;
     let tokenizer = ingrain_student::Tokenizer::from_json(json.as_bytes()).unwrap();
     let architecture = ingrain_student::Architecture::llama(tokenizer.vocabulary(), 16, 32, 1, 2, 2);
     let weights = ingrain_student::weights::initialise(&architecture, 1);
