@@ -131,12 +131,18 @@ pub trait Operator: Debug + Send + Sync {
         false
     }
 
+    /// Whether the outputs hold the names of the inputs, which then enter the key.
+    fn gathers(&self) -> bool {
+        false
+    }
+
     /// The files that a source reads; `None` for everything that reads ports.
     fn source(&self) -> Option<Source> {
         None
     }
 
-    /// Files named in the config, as (field, path): they enter the key by content instead of by path.
+    /// Files named in the config, as (field, path): they enter the key by content instead of by path. The engine makes the
+    /// paths relative to the pipeline file before the operator is bound.
     fn files(&self) -> Vec<(&'static str, PathBuf)> {
         Vec::new()
     }

@@ -147,6 +147,10 @@ impl Operator for Compare {
         Lowering::Task(Arc::new(Comparing { config: self.clone(), names, columns: self.columns(inputs) }))
     }
 
+    fn gathers(&self) -> bool {
+        true
+    }
+
     fn draws(&self) -> bool {
         true
     }

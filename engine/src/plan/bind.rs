@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -15,13 +15,16 @@ use petgraph::{
 use super::{Edge, Plan, Stage, StageIndex, leakage};
 use crate::{
     diagnostic::{Diagnostic, Span, nearest, quoted},
-    operator::{DEFAULT_OUTPUT, Input, Inputs, Output, Port, Ports, REJECTS_OUTPUT, rejects_schema},
+    operator::{DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, rejects_schema},
     spec::{PortSpec, Reference, Spec, StageSpec},
 };
+
+type Bound = (&'static OperatorType, Arc<dyn Operator>, serde_json::Value);
 
 /// A stage while it is bound: the place in the spec, and its outputs once they are known.
 struct Draft<'a> {
     spec: &'a StageSpec,
+    operator: Option<Bound>,
     outputs: Option<Vec<Output>>,
     inputs: Inputs,
     edges: Vec<(usize, Edge)>,
@@ -50,8 +53,17 @@ pub(super) fn compile(spec: &Spec, folder: PathBuf) -> (Option<Plan>, Vec<Diagno
     }
     let order = toposort(&names, None).unwrap_or_default();
 
-    let mut drafts: Vec<Draft<'_>> =
-        spec.stages.iter().map(|spec| Draft { spec, outputs: None, inputs: Inputs::default(), edges: Vec::new() }).collect();
+    let mut drafts: Vec<Draft<'_>> = Vec::new();
+    for stage in &spec.stages {
+        let operator = stage.operator.clone().and_then(|bound| match beside_file(bound, &folder) {
+            Ok(bound) => Some(bound),
+            Err(message) => {
+                wrong.push(Diagnostic::at(stage.name_span, message));
+                None
+            }
+        });
+        drafts.push(Draft { spec: stage, operator, outputs: None, inputs: Inputs::default(), edges: Vec::new() });
+    }
     for node in &order {
         bind_stage(names[*node], &mut drafts, spec, &places, &mut wrong);
     }
@@ -63,15 +75,15 @@ pub(super) fn compile(spec: &Spec, folder: PathBuf) -> (Option<Plan>, Vec<Diagno
     let mut edges = Vec::new();
     let mut indices = Vec::new();
     for draft in drafts {
-        let (Some((operator_type, operator, config)), Some(outputs)) = (&draft.spec.operator, draft.outputs) else {
+        let (Some((operator_type, operator, config)), Some(outputs)) = (draft.operator, draft.outputs) else {
             return (None, wrong);
         };
         let stage = draft.spec;
         indices.push(graph.add_node(Stage {
             name: stage.name.clone(),
             operator_type,
-            operator: operator.clone(),
-            config: config.clone(),
+            operator,
+            config,
             inputs: draft.inputs,
             outputs,
             seed: stage.seed.unwrap_or(spec.seed),
@@ -90,6 +102,19 @@ pub(super) fn compile(spec: &Spec, folder: PathBuf) -> (Option<Plan>, Vec<Diagno
     let plan = Plan { pipeline: spec.pipeline.clone(), folder, models: spec.models.clone(), graph, order };
     let leaks = leakage::check(&plan, spec);
     if leaks.is_empty() { (Some(plan), wrong) } else { (None, leaks) }
+}
+
+/// Paths of files that a config names are relative to the pipeline file, wherever the command is called from.
+fn beside_file((operator_type, operator, mut config): Bound, folder: &Path) -> Result<Bound, String> {
+    let files = operator.files();
+    if files.is_empty() {
+        return Ok((operator_type, operator, config));
+    }
+    for (field, path) in files {
+        config[field] = folder.join(path).to_string_lossy().into_owned().into();
+    }
+    let (operator, config) = operator_type.parse(config)?;
+    Ok((operator_type, operator, config))
 }
 
 fn unknown_stage(reference: &Reference, spec: &Spec) -> Diagnostic {
@@ -141,7 +166,7 @@ fn bind_stage<'a>(
     wrong: &mut Vec<Diagnostic>,
 ) {
     let stage = drafts[place].spec;
-    let Some((operator_type, operator, _)) = &stage.operator else { return };
+    let Some((operator_type, operator, _)) = drafts[place].operator.clone() else { return };
     let before = wrong.len();
     let mut unknown = false;
     let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();

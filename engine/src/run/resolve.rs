@@ -211,7 +211,7 @@ impl<'a> Resolver<'a> {
         let action = self.environment.store.latest_action(before).await?.and_then(|(_, action)| action);
         let Some(Action { preimage, .. }) = action else { return Ok(vec![Reason::NotOnStore]) };
         let mut differences = Vec::new();
-        for field in ["operator", "version", "config", "files", "models", "seed", "refresh", "engine", "format"] {
+        for field in ["operator", "version", "config", "files", "models", "names", "seed", "refresh", "engine", "format"] {
             differ(field, &preimage[field], &key.preimage[field], &mut differences);
         }
         self.source_changes(&preimage["source"], key, &mut differences);
@@ -268,7 +268,7 @@ fn step_preimage(stage: &Stage, plan: &Plan, environment: &Environment) -> Resul
     let mut files = Map::new();
     for (field, path) in stage.operator.files() {
         config.remove(field);
-        let content = std::fs::read(plan.folder.join(&path))
+        let content = std::fs::read(&path)
             .map_err(|error| Failure::data(format!("`{}` (field `{field}`) can't be read: {error}", path.display())))?;
         files.insert(field.into(), blake3::hash(&content).to_hex().to_string().into());
     }
@@ -278,6 +278,10 @@ fn step_preimage(stage: &Stage, plan: &Plan, environment: &Environment) -> Resul
         let entry = plan.models.get(&name).ok_or_else(|| Failure::bug(format!("no model `{name}`")))?;
         models.insert(field.into(), (environment.registry.model_identity)(entry));
     }
+    let names = stage.operator.gathers().then(|| {
+        let ports = stage.inputs.ports.iter();
+        ports.map(|(port, inputs)| (port.clone(), inputs.iter().map(|input| &input.name).collect::<Vec<_>>())).collect::<BTreeMap<_, _>>()
+    });
     let relational = matches!(stage.operator.lower(&stage.inputs), Lowering::Rows { query: Some(_), .. });
     let mut preimage = Map::new();
     preimage.insert("format".into(), FORMAT.into());
@@ -286,6 +290,7 @@ fn step_preimage(stage: &Stage, plan: &Plan, environment: &Environment) -> Resul
     preimage.insert("config".into(), config.into());
     preimage.insert("files".into(), files.into());
     preimage.insert("models".into(), models.into());
+    preimage.insert("names".into(), json!(names));
     preimage.insert("seed".into(), if stage.operator.draws() { stage.seed.into() } else { Value::Null });
     preimage.insert("refresh".into(), stage.refresh.clone().unwrap_or_default());
     // Which rows a hash partition holds is DataFusion's business, and not promised across its versions.

@@ -347,10 +347,8 @@ mod tests {
         let client = client(&teacher, &folder, 64).await;
         let request = request("q");
         let outcomes = join_all((0..50).map(|_| client.ask(&request, 0, None, 1, only(0)))).await;
-        let paid = outcomes
-            .into_iter()
-            .filter(|outcome| matches!(outcome, Ok(Outcome::Accepted { from_memo: false, .. })))
-            .count();
+        let paid =
+            outcomes.into_iter().filter(|outcome| matches!(outcome, Ok(Outcome::Accepted { from_memo: false, .. }))).count();
         assert_eq!((paid, client.counts().calls), (1, 1));
         assert!(client.inner.turns.lock().expect("not poisoned").is_empty());
     }

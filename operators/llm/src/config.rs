@@ -208,7 +208,9 @@ fn server(address: &str) -> Result<Url, String> {
         return Err("`base_url` holds a credential: put it into `api_key` as `${secret:NAME}`".to_owned());
     }
     if url.query().is_some() {
-        return Err("`base_url` has a query: put a key into `api_key` as `${secret:NAME}`, other values into `headers`".to_owned());
+        return Err(
+            "`base_url` has a query: put a key into `api_key` as `${secret:NAME}`, other values into `headers`".to_owned()
+        );
     }
     if !matches!(url.scheme(), "http" | "https") {
         return Err(format!("`base_url` has the scheme `{}`: `http` or `https` is needed", url.scheme()));

@@ -53,9 +53,8 @@ fn collect(value: &Value, pairs: &mut Vec<Pair>, incomplete: &mut usize) {
         Value::Text { .. } | Value::Other => {}
         Value::List { items } => items.iter().for_each(|item| collect(item, pairs, incomplete)),
         Value::Object { members, whole } => {
-            let member = |name: &str| {
-                members.iter().find(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value)
-            };
+            let member =
+                |name: &str| members.iter().find(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value);
             let text = |name: &str| match member(name) {
                 Some(Value::Text { text, whole: true }) => Some(text.trim()).filter(|text| !text.is_empty()),
                 _ => None,
@@ -124,7 +123,9 @@ impl Reader<'_> {
         loop {
             self.skip_space();
             match self.peek() {
-                None => return Some(Value::Object { members, whole: false }),
+                None => {
+                    return Some(Value::Object { members, whole: false });
+                }
                 Some(b'}') => {
                     self.at += 1;
                     return Some(Value::Object { members, whole: true });
@@ -134,7 +135,9 @@ impl Reader<'_> {
                     let (key, _) = self.string();
                     self.skip_space();
                     match self.peek() {
-                        None => return Some(Value::Object { members, whole: false }),
+                        None => {
+                            return Some(Value::Object { members, whole: false });
+                        }
                         Some(b':') => self.at += 1,
                         Some(_) => return None,
                     }
@@ -227,7 +230,9 @@ impl Reader<'_> {
 }
 
 fn hex4(text: &str) -> Option<u32> {
-    text.get(..4).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit())).and_then(|digits| u32::from_str_radix(digits, 16).ok())
+    text.get(..4)
+        .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))
+        .and_then(|digits| u32::from_str_radix(digits, 16).ok())
 }
 
 fn skip(chars: &mut std::str::CharIndices<'_>, n: usize) {
@@ -283,7 +288,10 @@ mod tests {
             ("I can't do that.", "no JSON in the answer"),
             ("[]", "no JSON in the answer"),
             ("{\"text\": \"x\"}", "no object with `question` and `answer`"),
-            ("[{\"question\": \"A?\", \"answer\": \" \"}, {\"question\": \"B", "2 objects without a whole `question` and `answer`"),
+            (
+                "[{\"question\": \"A?\", \"answer\": \" \"}, {\"question\": \"B",
+                "2 objects without a whole `question` and `answer`",
+            ),
         ] {
             assert_eq!(pairs(text), Err(Reject::new("unparsable", detail)), "{text}");
         }

@@ -65,8 +65,9 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Cow::<'de, str>::deserialize(deserializer)?;
         // The refused text may be the secret itself, so the message doesn't repeat it.
-        Self::parse(&text)
-            .ok_or_else(|| de::Error::custom("a secret is written `${secret:NAME}`, with the value in the environment variable `NAME`"))
+        Self::parse(&text).ok_or_else(|| {
+            de::Error::custom("a secret is written `${secret:NAME}`, with the value in the environment variable `NAME`")
+        })
     }
 }
 

@@ -145,7 +145,9 @@ pub(super) fn orphans(folder: &Path) -> Result<Vec<Orphan>, MemoError> {
         }
         match read(&path) {
             Ok(entries) => orphans.push(Orphan { entries, path, lock_path, _lock: lock }),
-            Err(error) => tracing::warn!(%error, log = %path.display(), "a log of earlier answers can't be read"),
+            Err(error) => {
+                tracing::warn!(%error, log = %path.display(), "a log of earlier answers can't be read")
+            }
         }
     }
     orphans.sort_by(|a, b| a.path.cmp(&b.path));

@@ -186,8 +186,7 @@ impl Memo {
 impl Inner {
     async fn upload(&self) -> Result<(), MemoError> {
         let _alone = self.uploading.lock().await;
-        let unsent: Entries =
-            locked(&self.answers).unsent.iter().map(|(key, answer)| (*key, Arc::clone(answer))).collect();
+        let unsent: Entries = locked(&self.answers).unsent.iter().map(|(key, answer)| (*key, Arc::clone(answer))).collect();
         for entries in by_size(unsent) {
             let keys: Vec<Key> = entries.iter().map(|(key, _)| *key).collect();
             let segment = blocking(&self.prefix, move || segment::encode(&entries)).await?;
@@ -230,8 +229,7 @@ fn by_size(entries: Entries) -> Vec<Entries> {
 }
 
 async fn fetch_all(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<Entries, MemoError> {
-    let listed: Vec<_> =
-        store.list(Some(prefix)).try_collect().await.map_err(|error| MemoError::store(prefix, &error))?;
+    let listed: Vec<_> = store.list(Some(prefix)).try_collect().await.map_err(|error| MemoError::store(prefix, &error))?;
     let segments = listed.into_iter().map(|meta| meta.location).filter(|path| path.as_ref().ends_with(".parquet"));
     stream::iter(segments.map(|path| fetch(store, path)))
         .buffer_unordered(FETCHES)

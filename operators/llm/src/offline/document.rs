@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::clause::{Clause, clauses};
-use super::grammar::is_name;
+use super::grammar::{is_name, phrases};
 use super::lexicon::{
-    CONJUNCTIONS, DETERMINERS, GIVEN_NAMES, MONTHS, PLACES, POSSESSIVES, PREPOSITIONS, PRONOUNS, SUBORDINATORS, WEEKDAYS, is_role,
+    CONJUNCTIONS, DETERMINERS, GIVEN_NAMES, HONORIFICS, MONTHS, ORGANISATIONS, PLACES, POSSESSIVES, PREPOSITIONS, PRONOUNS,
+    SUBORDINATORS, WEEKDAYS, is_role,
 };
 use super::text::{Token, capitalised, contains_words, join, sentences, tokens, words};
 
@@ -39,6 +40,8 @@ pub(super) struct Document {
     pub(super) sentences: Vec<String>,
     /// In the order of the text. None has a pronoun for its subject.
     pub(super) clauses: Vec<Clause>,
+    /// Names that are people's.
+    people: HashSet<String>,
 }
 
 impl Subject {
@@ -85,11 +88,13 @@ impl Subject {
         }
         let name = &self.name;
         let frames: &[&str] = match self.nature {
-            _ if !self.alone => &["In the text on {}, ", "On the subject of {}, ", "In the account of {}, ", "With regard to {}, "],
+            _ if !self.alone => {
+                &["In the text on {}, ", "On the subject of {}, ", "In the account of {}, ", "With regard to {}, "]
+            }
             Nature::Place => &["At {}, ", "At {}, ", "As for {}, "],
             Nature::Event => &["In {}, ", "During {}, ", "As part of {}, "],
             Nature::Person => &["In the case of {}, ", "As for {}, ", "In the story of {}, "],
-            Nature::Thing => &["In the case of {}, ", "As for {}, ", "With {}, "],
+            Nature::Thing => &["In the case of {}, ", "As for {}, ", "When it comes to {}, "],
         };
         let frame = frames[(variant % frames.len() as u64) as usize];
         capitalised(&format!("{}{sentence}", frame.replace("{}", name)))
@@ -115,7 +120,8 @@ fn bare_title(title: &str, sentences: &[&str]) -> String {
     // A text without a title is about the first name in it.
     let first = tokens(sentences.first().copied().unwrap_or_default());
     let start = (0..first.len()).find(|at| is_name(&first, *at));
-    let name: Vec<Token> = first.iter().skip(start.unwrap_or(first.len())).take_while(|token| token.is_capital()).cloned().collect();
+    let name: Vec<Token> =
+        first.iter().skip(start.unwrap_or(first.len())).take_while(|token| token.is_capital()).cloned().collect();
     if name.is_empty() { "the text".to_owned() } else { join(&name) }
 }
 
@@ -125,7 +131,11 @@ fn nature(bare: &str, sentences: &[&str]) -> Nature {
     let last = title.last().map_or("", String::as_str);
     let text = format!(" {} ", sentences.join(" ").to_lowercase());
     let pronouns = |list: &[&str]| list.iter().map(|word| text.matches(&format!(" {word} ")).count()).sum::<usize>();
-    if GIVEN_NAMES.contains(first) && title.len() > 1 && !PLACES.contains(last) && pronouns(&["he", "she", "his", "her"]) >= pronouns(&["it", "its"]) {
+    if GIVEN_NAMES.contains(first)
+        && title.len() > 1
+        && !PLACES.contains(last)
+        && pronouns(&["he", "she", "his", "her"]) >= pronouns(&["it", "its"])
+    {
         return Nature::Person;
     }
     // "X is the count of all hands": what it says it is.
@@ -134,7 +144,14 @@ fn nature(bare: &str, sentences: &[&str]) -> Nature {
         let said = words(rest);
         matches!(said.first()?.as_str(), "is" | "was" | "are" | "were").then_some(said)
     });
-    let said: Vec<String> = said.unwrap_or_default().into_iter().skip(1).take_while(|word| !matches!(word.as_str(), "of" | "in" | "on" | "at" | "for" | "that" | "which" | "who" | "to" | "by" | "from")).collect();
+    let said: Vec<String> = said
+        .unwrap_or_default()
+        .into_iter()
+        .skip(1)
+        .take_while(|word| {
+            !matches!(word.as_str(), "of" | "in" | "on" | "at" | "for" | "that" | "which" | "who" | "to" | "by" | "from")
+        })
+        .collect();
     let head = said.last().map_or("", String::as_str);
     if is_role(head) && pronouns(&["he", "she", "his", "her"]) > pronouns(&["it", "its"]) {
         Nature::Person
@@ -142,7 +159,10 @@ fn nature(bare: &str, sentences: &[&str]) -> Nature {
         Nature::Place
     } else if is_event(head) || is_event(last) || last.ends_with("ing") && title.len() > 1 {
         Nature::Event
-    } else if pronouns(&["he", "she"]) > 2 * pronouns(&["it", "its"]) + 1 && title.len() > 1 && text.contains(&format!(" {last} ")) {
+    } else if pronouns(&["he", "she"]) > 2 * pronouns(&["it", "its"]) + 1
+        && title.len() > 1
+        && text.contains(&format!(" {last} "))
+    {
         Nature::Person
     } else {
         Nature::Thing
@@ -150,7 +170,42 @@ fn nature(bare: &str, sentences: &[&str]) -> Nature {
 }
 
 fn is_event(noun: &str) -> bool {
-    matches!(noun, "watch" | "muster" | "count" | "drill" | "check" | "round" | "procedure" | "routine" | "ceremony" | "festival" | "game" | "war" | "battle" | "feast" | "race" | "exercise" | "ritual" | "rite" | "walk" | "custom" | "practice" | "inspection" | "test" | "way" | "method" | "landing" | "rehearsal" | "celebration" | "election" | "strike" | "march" | "plague" | "revolution")
+    matches!(
+        noun,
+        "watch"
+            | "muster"
+            | "count"
+            | "drill"
+            | "check"
+            | "round"
+            | "procedure"
+            | "routine"
+            | "ceremony"
+            | "festival"
+            | "game"
+            | "war"
+            | "battle"
+            | "feast"
+            | "race"
+            | "exercise"
+            | "ritual"
+            | "rite"
+            | "walk"
+            | "custom"
+            | "practice"
+            | "inspection"
+            | "test"
+            | "way"
+            | "method"
+            | "landing"
+            | "rehearsal"
+            | "celebration"
+            | "election"
+            | "strike"
+            | "march"
+            | "plague"
+            | "revolution"
+    )
 }
 
 impl Document {
@@ -169,20 +224,84 @@ impl Document {
                 }
             }
         }
+        let people = people(&kept, &found, &subject);
         let sentences = found.into_iter().map(|sentence| sentence.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-        Self { subject, sentences, clauses: kept }
+        Self { subject, sentences, clauses: kept, people }
     }
+
+    /// Whether a row names a person, or people by what they are.
+    pub(super) fn is_person(&self, row: &[Token]) -> bool {
+        let own = self.subject.nature == Nature::Person && join(row) == self.subject.name;
+        if row.iter().any(|token| PREPOSITIONS.contains(token.text.as_str()) && row[0].is_capital())
+            || row.iter().skip(1).any(|token| PREPOSITIONS.contains(token.text.as_str())) && row.iter().any(Token::is_capital)
+        {
+            return own;
+        }
+        let name: Vec<Token> = row.iter().skip_while(|token| !token.is_capital()).cloned().collect();
+        own || !name.is_empty() && self.people.contains(&join(&name))
+            || is_role(&head_noun(row)) && !row.iter().any(Token::is_capital)
+    }
+}
+
+/// The names of people: by their first name, by what is said of them, or by what they do.
+fn people(clauses: &[Clause], sentences: &[&str], subject: &Subject) -> HashSet<String> {
+    let text = sentences.join(" ");
+    let mut found = HashSet::new();
+    for clause in clauses {
+        for (row, acts) in [(&clause.subject, true), (&clause.rest, false)] {
+            for phrase in phrases(row) {
+                let start = phrase.range.clone().find(|at| is_name(row, *at));
+                let Some(start) = start else { continue };
+                let name = &row[start..phrase.range.end];
+                let joined = join(name);
+                let plain = name.iter().all(|token| {
+                    token.is_capital() && token.text.chars().all(|c| c.is_alphabetic() || matches!(c, '.' | '-' | '\'' | '’'))
+                });
+                let last = name[name.len() - 1].lower();
+                if !plain
+                    || PLACES.contains(last.as_str())
+                    || ORGANISATIONS.contains(last.as_str())
+                    || joined == subject.bare && subject.nature != Nature::Person
+                {
+                    continue;
+                }
+                let article = start > 0 && matches!(row[start - 1].text.as_str(), "the" | "The" | "a" | "an");
+                let given = GIVEN_NAMES.contains(name[0].lower().as_str()) || HONORIFICS.contains(name[0].lower().as_str());
+                let role_before = start > 0 && is_role(&row[start - 1].text);
+                let called = acts
+                    && (clause.verb.copula || clause.verb.base == "become")
+                    && is_role(&head_noun(&clause.rest))
+                    && phrase.range.end == row.len();
+                let two = (2..=3).contains(&name.len()) && !article;
+                let doing = acts && two && !clause.verb.copula && !clause.verb.passive && phrase.range.end == row.len();
+                let by = !acts && two && clause.verb.passive && phrase.preposition.is_some_and(|at| row[at].text == "by");
+                let placed = || ["in", "at", "near", "from", "to"].iter().any(|word| text.contains(&format!(" {word} {joined}")));
+                if (given && name.len() > 1
+                    || given && name.len() == 1 && !article
+                    || role_before
+                    || called
+                    || (doing || by) && !placed())
+                    && !(article && !given)
+                {
+                    found.insert(joined);
+                }
+            }
+        }
+    }
+    found
 }
 
 /// Which words are names, learnt from where they are capitalised for no other reason.
 struct Case {
+    title: String,
     names: HashSet<String>,
     common: HashSet<String>,
 }
 
 impl Case {
     fn of(sentences: &[&str], subject: &Subject) -> Self {
-        let mut case = Self { names: words(&subject.bare).into_iter().collect(), common: HashSet::new() };
+        let mut case =
+            Self { title: subject.bare.clone(), names: words(&subject.bare).into_iter().collect(), common: HashSet::new() };
         for sentence in sentences {
             let row = tokens(sentence);
             for (at, token) in row.iter().enumerate().skip(1) {
@@ -200,6 +319,9 @@ impl Case {
     /// Takes the capital off a word that has it only for standing first.
     fn settle(&self, clause: &mut Clause) {
         for row in [&mut clause.lead, &mut clause.subject, &mut clause.rest] {
+            if join(row).starts_with(&self.title) {
+                continue;
+            }
             let followed = row.get(1).is_some_and(Token::is_capital);
             if let Some(first) = row.first_mut()
                 && first.is_capital()
@@ -216,10 +338,19 @@ impl Case {
         if token.text.chars().filter(|c| c.is_uppercase()).count() > 1 || token.text == "I" {
             return false;
         }
-        if DETERMINERS.contains(word) || PREPOSITIONS.contains(word) || PRONOUNS.contains(word) || SUBORDINATORS.contains(word) || CONJUNCTIONS.contains(word) {
+        if DETERMINERS.contains(word)
+            || PREPOSITIONS.contains(word)
+            || PRONOUNS.contains(word)
+            || SUBORDINATORS.contains(word)
+            || CONJUNCTIONS.contains(word)
+        {
             return true;
         }
-        if GIVEN_NAMES.contains(word) || MONTHS.contains(word) || WEEKDAYS.contains(word) || self.names.contains(word) && !self.common.contains(word) {
+        if GIVEN_NAMES.contains(word)
+            || MONTHS.contains(word)
+            || WEEKDAYS.contains(word)
+            || self.names.contains(word) && (followed_by_capital || !self.common.contains(word))
+        {
             return false;
         }
         self.common.contains(word) || !followed_by_capital
@@ -244,17 +375,45 @@ impl Resolver<'_> {
                 None => return false,
             }
         } else if POSSESSIVES.contains(first.as_str()) {
-            clause.subject[0].text = "the".to_owned();
+            self.own(&mut clause.subject, &first);
         } else if self.is_short_form(&clause.subject) {
             clause.subject = tokens(&self.subject.name);
         }
-        let vague = |token: &Token| matches!(token.lower().as_str(), "them" | "these" | "those" | "this" | "it" | "they" | "he" | "she" | "i" | "we" | "you" | "us" | "one");
+        let vague = |token: &Token| {
+            matches!(
+                token.lower().as_str(),
+                "them" | "these" | "those" | "this" | "it" | "they" | "he" | "she" | "i" | "we" | "you" | "us" | "one"
+            )
+        };
         if clause.subject.iter().any(vague) {
             return false;
         }
         self.remember(clause);
         self.resolve_object(clause);
         true
+    }
+
+    /// "her goose" as "Ilva Brandreth's goose", "its boiler" as "the boiler of Old Brannoch"; "the" where nobody knows whose.
+    fn own(&self, row: &mut Vec<Token>, possessive: &str) {
+        let meant = match possessive {
+            "his" | "her" => self.subject.nature == Nature::Person,
+            "its" => self.subject.is_meant_by("it"),
+            _ => self.subject.is_meant_by("they"),
+        };
+        let phrase = phrases(row).first().map_or(row.len(), |phrase| phrase.range.end);
+        let name = tokens(&self.subject.name);
+        if !(meant && self.subject.alone) || self.subject.is_named_in(&join(row)) {
+            row[0].text = "the".to_owned();
+        } else if self.subject.nature == Nature::Person || phrase < row.len() {
+            let mut owner = name;
+            if let Some(last) = owner.last_mut() {
+                last.text.push_str(if last.text.ends_with('s') { "'" } else { "'s" });
+            }
+            row.splice(0..1, owner);
+        } else {
+            row[0].text = "the".to_owned();
+            row.splice(phrase..phrase, std::iter::once(Token::new("of")).chain(name));
+        }
     }
 
     fn referent(&self, pronoun: &str) -> Option<Vec<Token>> {
@@ -274,10 +433,17 @@ impl Resolver<'_> {
     /// "the ferry" for the Amber Ferry, "Luther" for Martin Luther.
     fn is_short_form(&self, row: &[Token]) -> bool {
         let bare = &self.subject.bare;
-        let Some((_, head)) = bare.rsplit_once(' ') else { return false };
+        let Some((_, head)) = bare.rsplit_once(' ') else {
+            return false;
+        };
         match row {
             [only] => self.subject.nature == Nature::Person && only.text == head,
-            [the, noun] => self.subject.alone && the.lower() == "the" && noun.text == head.to_lowercase() && head.chars().all(char::is_alphabetic),
+            [the, noun] => {
+                self.subject.alone
+                    && the.lower() == "the"
+                    && noun.text == head.to_lowercase()
+                    && head.chars().all(char::is_alphabetic)
+            }
             _ => false,
         }
     }
@@ -290,7 +456,9 @@ impl Resolver<'_> {
         let head = head_noun(row);
         let plural = matches!(clause.verb.tokens[0].text.as_str(), "are" | "were" | "have" | "do")
             || head.ends_with('s') && !head.ends_with("ss") && !row.last().is_some_and(Token::is_capital);
-        let is_person = is_role(&head) || row.len() > 1 && GIVEN_NAMES.contains(row[0].lower().as_str()) || join(row) == self.subject.name && self.subject.nature == Nature::Person;
+        let is_person = is_role(&head)
+            || row.len() > 1 && GIVEN_NAMES.contains(row[0].lower().as_str())
+            || join(row) == self.subject.name && self.subject.nature == Nature::Person;
         let slot = if plural {
             &mut self.many
         } else if is_person {
@@ -311,10 +479,30 @@ impl Resolver<'_> {
     /// "wrote it down" in a text about one thing: it is that thing.
     fn resolve_object(&self, clause: &mut Clause) {
         let elsewhere = !self.subject.is_named_in(&join(&clause.subject));
-        if !(self.subject.alone && elsewhere && self.subject.is_meant_by("it")) {
+        if !(self.subject.alone && elsewhere) {
             return;
         }
-        if let Some(at) = clause.rest.iter().take(3).position(|token| token.text == "it")
+        // "Lavinia Crabbe set out its rules": a person has no "its", so it is the subject's.
+        let by_person = clause.subject[0].is_capital() || is_role(&head_noun(&clause.subject));
+        if by_person
+            && self.subject.is_meant_by("it")
+            && let Some(at) = clause.rest.iter().position(|token| token.text == "its")
+        {
+            let mut owned = clause.rest.split_off(at);
+            self.own(&mut owned, "its");
+            clause.rest.append(&mut owned);
+            return;
+        }
+        let first = clause.rest.first().map(Token::lower).unwrap_or_default();
+        if clause.verb.copula && POSSESSIVES.contains(first.as_str()) {
+            self.own(&mut clause.rest, &first);
+            return;
+        }
+        let pronoun = if self.subject.nature == Nature::Person { "him" } else { "it" };
+        if pronoun == "it" && !self.subject.is_meant_by("it") {
+            return;
+        }
+        if let Some(at) = clause.rest.iter().take(3).position(|token| token.text == pronoun)
             && (at == 0 || PREPOSITIONS.contains(clause.rest[at - 1].text.as_str()))
         {
             let name = tokens(&self.subject.name);
@@ -325,7 +513,12 @@ impl Resolver<'_> {
 
 /// The noun that a phrase is about: its last word before the first preposition, in lower case.
 pub(super) fn head_noun(row: &[Token]) -> String {
-    let end = row.iter().position(|token| PREPOSITIONS.contains(token.text.as_str()) || !token.is_word() || PRONOUNS.contains(token.text.as_str())).filter(|end| *end > 0);
+    let end = row
+        .iter()
+        .position(|token| {
+            PREPOSITIONS.contains(token.text.as_str()) || !token.is_word() || PRONOUNS.contains(token.text.as_str())
+        })
+        .filter(|end| *end > 0);
     row[..end.unwrap_or(row.len())].last().map(Token::lower).unwrap_or_default()
 }
 
@@ -360,7 +553,7 @@ mod tests {
                 " | gloves | are | compulsory in Cold Reeling",
                 " | Freya Dunmore | made | gloves",
                 " | Cold Reeling | is forbidden | in winds above 22 knots",
-                " | the fine | is | 6 crowns",
+                " | the fine of Cold Reeling | is | 6 crowns",
             ]
         );
     }

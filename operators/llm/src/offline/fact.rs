@@ -6,7 +6,7 @@ use super::clause::Clause;
 use super::document::{Document, head_noun};
 use super::grammar::{Phrase, is_adjective_like, is_determiner, is_name, is_number, is_preposition, phrases};
 use super::lexicon::{
-    COLOURS, CURRENCIES, DURATIONS, Form, GIVEN_NAMES, HONORIFICS, HUMAN_VERBS, MONTHS, ORGANISATIONS, PLACES, SEASONS, UNITS, WEEKDAYS,
+    COLOURS, CURRENCIES, DURATIONS, Form, GIVEN_NAMES, HONORIFICS, MONTHS, ORGANISATIONS, PLACES, SEASONS, UNITS, WEEKDAYS,
     is_role, verb,
 };
 use super::text::{Token, contains_words, join, words};
@@ -18,6 +18,8 @@ pub(super) enum Sort {
     Date,
     Month,
     Weekday,
+    /// A time by its name: "the cold months".
+    Period,
     Year,
     Time,
     Money,
@@ -80,7 +82,12 @@ impl Fact {
 
     /// The value of a number, a year or an amount.
     pub(super) fn value(&self) -> Option<f64> {
-        let digits: String = self.answer.chars().skip_while(|c| !c.is_ascii_digit()).take_while(|c| c.is_ascii_digit() || matches!(c, ',' | '.')).collect();
+        let digits: String = self
+            .answer
+            .chars()
+            .skip_while(|c| !c.is_ascii_digit())
+            .take_while(|c| c.is_ascii_digit() || matches!(c, ',' | '.'))
+            .collect();
         digits.trim_end_matches(['.', ',']).replace(',', "").parse().ok()
     }
 }
@@ -94,9 +101,10 @@ pub(super) fn facts(document: &Document, text: &str) -> Vec<Fact> {
         }
         let mut found = Vec::new();
         for place in [Place::Subject, Place::Rest, Place::Lead] {
-            spans(clause, number, place, &mut found);
+            spans(document, number, place, &mut found);
         }
-        let timed = found.iter().any(|fact| matches!(fact.sort, Sort::Date | Sort::Year | Sort::Month | Sort::Weekday | Sort::Time));
+        let timed =
+            found.iter().any(|fact| matches!(fact.sort, Sort::Date | Sort::Year | Sort::Month | Sort::Weekday | Sort::Time));
         reasons(clause, number, timed, &mut found);
         purpose(clause, number, &mut found);
         let subject = &document.subject;
@@ -113,7 +121,8 @@ pub(super) fn facts(document: &Document, text: &str) -> Vec<Fact> {
     out
 }
 
-fn spans(clause: &Clause, number: usize, place: Place, out: &mut Vec<Fact>) {
+fn spans(document: &Document, number: usize, place: Place, out: &mut Vec<Fact>) {
+    let clause = &document.clauses[number];
     let whole = Fact { clause: number, place, range: 0..0, sort: Sort::Noun, answer: String::new(), unit: String::new() };
     let row = whole.row(clause);
     let fact = |range: Range<usize>, sort: Sort, unit: &str| Fact {
@@ -160,23 +169,41 @@ fn spans(clause: &Clause, number: usize, place: Place, out: &mut Vec<Fact>) {
             }
         }
         if let Some(name) = name_span(row, &range) {
-            let sort = name_sort(clause, place, row, &name, phrase.preposition);
+            let sort = match name_sort(row, &name, phrase.preposition) {
+                _ if document.is_person(&row[name.clone()]) => Sort::Person,
+                Sort::Name if clause.verb.copula && is_role(&head_noun(&clause.subject)) => Sort::Person,
+                sort => sort,
+            };
             out.push(fact(name, sort, ""));
             continue;
         }
         let complement = place == Place::Rest && (clause.verb.copula || clause.verb.base == "become");
-        noun_facts(row, &found, n, complement, &fact, out);
+        noun_facts(row, &found, n, place, complement, &fact, out);
     }
 }
 
 /// The facts of a plain noun phrase: with the "of" behind it, where there is one, and without.
-fn noun_facts(row: &[Token], found: &[Phrase], n: usize, complement: bool, fact: &impl Fn(Range<usize>, Sort, &str) -> Fact, out: &mut Vec<Fact>) {
+fn noun_facts(
+    row: &[Token],
+    found: &[Phrase],
+    n: usize,
+    place: Place,
+    complement: bool,
+    fact: &impl Fn(Range<usize>, Sort, &str) -> Fact,
+    out: &mut Vec<Fact>,
+) {
     let range = found[n].range.clone();
     let head = head_noun(&row[range.clone()]);
     if range.len() > 5 || head.len() < 3 || !row[range.clone()].iter().all(Token::is_word) {
         return;
     }
-    let sort = if is_role(&head) { Sort::Role } else { Sort::Noun };
+    let prep = range.start.checked_sub(1).map(|at| row[at].lower()).unwrap_or_default();
+    let timely = is_period(&head) && matches!(prep.as_str(), "in" | "on" | "at" | "during");
+    let sort = match is_role(&head) {
+        true => Sort::Role,
+        false if timely => Sort::Period,
+        false => Sort::Noun,
+    };
     let joined = row.get(range.end).is_some_and(|token| matches!(token.text.as_str(), "and" | "or" | ","))
         || range.start > 0 && matches!(row[range.start - 1].text.as_str(), "and" | "or" | ",");
     if let Some(next) = found.get(n + 1)
@@ -192,21 +219,103 @@ fn noun_facts(row: &[Token], found: &[Phrase], n: usize, complement: bool, fact:
     // A bare word after "is" is more often an adjective, and one before "above" or "of" says too little alone.
     let bare = range.len() == 1;
     let prepared = range.start > 0 && is_preposition(&row[range.start - 1]);
-    let narrowed = row.get(range.end).is_some_and(|token| matches!(token.text.as_str(), "of" | "above" | "below" | "over" | "under" | "between" | "than"));
-    let described = is_adjective_like(&row[range.end - 1]) && range.len() < 3;
+    let narrowed = row
+        .get(range.end)
+        .is_some_and(|token| matches!(token.text.as_str(), "of" | "above" | "below" | "over" | "under" | "between" | "than"));
+    let halfway = bare && row.get(range.end).is_some_and(|token| matches!(token.text.as_str(), "to" | "by")) && prep == "from";
+    let verbal = bare && !prepared && matches!(verb(&head), Some((_, Form::ThirdPerson))) && place != Place::Subject;
+    let described = halfway || verbal || is_adjective_like(&row[range.end - 1]) && range.len() < 3;
     if !is_empty_noun(&head) && !joined && !(bare && (narrowed || complement && !prepared)) && !described {
         out.push(fact(range, sort, ""));
     }
+}
+
+/// Nouns for stretches of time.
+fn is_period(noun: &str) -> bool {
+    SEASONS.contains(noun)
+        || DURATIONS.contains(noun)
+        || matches!(
+            noun,
+            "dawn"
+                | "dusk"
+                | "noon"
+                | "midnight"
+                | "morning"
+                | "mornings"
+                | "evening"
+                | "evenings"
+                | "season"
+                | "night"
+                | "nights"
+                | "holidays"
+                | "seasons"
+                | "break"
+                | "daytime"
+                | "period"
+        )
 }
 
 /// Nouns that answer nothing by themselves.
 fn is_empty_noun(noun: &str) -> bool {
     matches!(
         noun,
-        "part" | "way" | "thing" | "things" | "case" | "use" | "number" | "end" | "lot" | "kind" | "sort" | "example" | "fact" | "side" | "times" | "time"
-            | "rest" | "addition" | "order" | "well" | "result" | "place" | "name" | "names" | "years" | "year" | "day" | "days" | "beginning" | "start"
-            | "form" | "type" | "member" | "members" | "majority" | "most" | "basis" | "terms" | "term" | "contrast" | "fire" | "people" | "total" | "course"
-            | "account" | "behalf" | "charge" | "view" | "half" | "third" | "respect" | "subject" | "all" | "much" | "many" | "some" | "others"
+        "part"
+            | "way"
+            | "thing"
+            | "things"
+            | "case"
+            | "use"
+            | "number"
+            | "end"
+            | "lot"
+            | "kind"
+            | "sort"
+            | "example"
+            | "fact"
+            | "side"
+            | "times"
+            | "time"
+            | "rest"
+            | "addition"
+            | "order"
+            | "well"
+            | "result"
+            | "place"
+            | "name"
+            | "names"
+            | "years"
+            | "year"
+            | "day"
+            | "days"
+            | "beginning"
+            | "start"
+            | "form"
+            | "type"
+            | "member"
+            | "members"
+            | "majority"
+            | "most"
+            | "basis"
+            | "terms"
+            | "term"
+            | "contrast"
+            | "fire"
+            | "people"
+            | "total"
+            | "course"
+            | "account"
+            | "behalf"
+            | "charge"
+            | "view"
+            | "half"
+            | "third"
+            | "respect"
+            | "subject"
+            | "all"
+            | "much"
+            | "many"
+            | "some"
+            | "others"
     )
 }
 
@@ -234,7 +343,10 @@ fn is_month(token: &Token) -> bool {
 
 fn is_day(token: &Token) -> bool {
     let number = token.text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    !number.is_empty() && number.len() <= 2 && number.parse::<u8>().is_ok_and(|day| (1..=31).contains(&day)) && matches!(&token.text[number.len()..], "" | "st" | "nd" | "rd" | "th")
+    !number.is_empty()
+        && number.len() <= 2
+        && number.parse::<u8>().is_ok_and(|day| (1..=31).contains(&day))
+        && matches!(&token.text[number.len()..], "" | "st" | "nd" | "rd" | "th")
 }
 
 /// The end of a date that starts at `at`: "3 May 1912", "May 3, 1912", "May 1912", "May", "1912", "Thursday".
@@ -252,7 +364,32 @@ fn date_end(row: &[Token], at: usize) -> Option<usize> {
         return Some(with_year(if next.is_some_and(is_day) { at + 2 } else { at + 1 }));
     }
     let before = at.checked_sub(1).map(|before| row[before].lower());
-    if is_year(token) && before.as_deref().is_none_or(|word| matches!(word, "in" | "since" | "from" | "until" | "till" | "by" | "of" | "before" | "after" | "to" | "and" | "spring" | "summer" | "autumn" | "winter" | "the" | "around" | "about" | "during" | "between")) {
+    if is_year(token)
+        && before.as_deref().is_none_or(|word| {
+            matches!(
+                word,
+                "in" | "since"
+                    | "from"
+                    | "until"
+                    | "till"
+                    | "by"
+                    | "of"
+                    | "before"
+                    | "after"
+                    | "to"
+                    | "and"
+                    | "spring"
+                    | "summer"
+                    | "autumn"
+                    | "winter"
+                    | "the"
+                    | "around"
+                    | "about"
+                    | "during"
+                    | "between"
+            )
+        })
+    {
         return Some(at + 1);
     }
     (WEEKDAYS.contains(token.lower().as_str()) && token.is_capital()).then_some(at + 1)
@@ -277,7 +414,11 @@ fn number_span(row: &[Token], range: &Range<usize>) -> Option<(Range<usize>, Sor
     }
     let text = token.text.as_str();
     if text.contains(':') && text.bytes().all(|b| b.is_ascii_digit() || b == b':') {
-        let end = if row.get(at + 1).is_some_and(|next| matches!(next.text.as_str(), "a.m." | "p.m." | "am" | "pm")) { at + 2 } else { at + 1 };
+        let end = if row.get(at + 1).is_some_and(|next| matches!(next.text.as_str(), "a.m." | "p.m." | "am" | "pm")) {
+            at + 2
+        } else {
+            at + 1
+        };
         return Some((at..end, Sort::Time, String::new()));
     }
     if row.get(at + 1).is_some_and(|next| matches!(next.text.as_str(), "a.m." | "p.m." | "o'clock")) {
@@ -293,8 +434,13 @@ fn number_span(row: &[Token], range: &Range<usize>) -> Option<(Range<usize>, Sor
     if text.ends_with('%') {
         return Some((at..end, Sort::Percent, String::new()));
     }
+    if end >= range.end && !token.is_number() && row.get(end).is_none_or(|next| next.text != "of") {
+        return None;
+    }
     if end >= range.end {
-        return (text.len() > 1 || at == range.start).then(|| (at..end, Sort::Count, String::new())).filter(|_| !is_day(token) || range.len() == 1);
+        return (text.len() > 1 || at == range.start)
+            .then(|| (at..end, Sort::Count, String::new()))
+            .filter(|_| !is_day(token) || range.len() == 1);
     }
     let unit = row[end].lower();
     if matches!(unit.as_str(), "percent") {
@@ -322,7 +468,9 @@ fn name_span(row: &[Token], range: &Range<usize>) -> Option<Range<usize>> {
     let is_part = |at: usize| is_name(row, at) && !is_month(&row[at]);
     let start = range.clone().find(|at| is_part(*at))?;
     let mut end = start + 1;
-    while end < range.end && (is_part(end) || row[end].is_number() || matches!(row[end].text.as_str(), "of" | "de" | "van" | "von" | "upon" | "&")) {
+    while end < range.end
+        && (is_part(end) || row[end].is_number() || matches!(row[end].text.as_str(), "of" | "de" | "van" | "von" | "upon" | "&"))
+    {
         end += 1;
     }
     while !is_part(end - 1) && !row[end - 1].is_number() {
@@ -334,7 +482,7 @@ fn name_span(row: &[Token], range: &Range<usize>) -> Option<Range<usize>> {
     (!is_adjective && !possessive && end - start <= 7).then_some(start - usize::from(article)..end)
 }
 
-fn name_sort(clause: &Clause, place: Place, row: &[Token], name: &Range<usize>, preposition: Option<usize>) -> Sort {
+fn name_sort(row: &[Token], name: &Range<usize>, preposition: Option<usize>) -> Sort {
     let article = matches!(row[name.start].text.as_str(), "the" | "The");
     let first = row[name.start + usize::from(article)].lower();
     let last = row[name.end - 1].lower();
@@ -353,12 +501,10 @@ fn name_sort(clause: &Clause, place: Place, row: &[Token], name: &Range<usize>, 
     if (given || HONORIFICS.contains(before.as_str()) || is_role(&before)) && !article {
         return Sort::Person;
     }
-    let two = (2..=3).contains(&name.len()) && row[name.clone()].iter().all(|token| token.text.chars().all(|c| c.is_alphabetic() || matches!(c, '.' | '-' | '\'')));
-    let acts = place == Place::Subject && !clause.verb.passive && HUMAN_VERBS.contains(clause.verb.base.as_str());
-    if !article && two && (prep == "by" && clause.verb.passive || acts && name.start == 0) {
-        return Sort::Person;
-    }
-    if matches!(prep.as_str(), "in" | "at" | "near" | "from" | "to" | "off" | "around" | "outside") && !article && !is_season(last) {
+    if matches!(prep.as_str(), "in" | "at" | "near" | "from" | "to" | "off" | "around" | "outside")
+        && !article
+        && !is_season(last)
+    {
         return Sort::Place;
     }
     Sort::Name
@@ -396,19 +542,73 @@ fn reasons(clause: &Clause, number: usize, timed: bool, out: &mut Vec<Fact>) {
 /// "to catch the drops" at the end of a clause.
 fn purpose(clause: &Clause, number: usize, out: &mut Vec<Fact>) {
     let row = &clause.rest;
-    let Some(at) = row.iter().rposition(|token| token.text == "to") else { return };
+    let Some(at) = row.iter().rposition(|token| token.text == "to") else {
+        return;
+    };
     let acts = row.get(at + 1).is_some_and(|next| matches!(verb(&next.text), Some((_, Form::Base))) && !next.is_capital());
     if !acts || at < 2 || row.len() - at > MAX_ANSWER_WORDS || clause.verb.copula {
         return;
     }
     let before = &row[at - 1];
-    let after_noun = before.is_word() && !is_preposition(before) && !is_determiner(before) && verb(&before.text).is_none_or(|(_, form)| form == Form::Base || form == Form::ThirdPerson);
+    let after_noun = before.is_word()
+        && !is_preposition(before)
+        && !is_determiner(before)
+        && verb(&before.text).is_none_or(|(_, form)| form == Form::Base || form == Form::ThirdPerson);
     let part_of_noun = matches!(
         before.text.as_str(),
-        "way" | "right" | "rights" | "attempt" | "ability" | "first" | "last" | "one" | "able" | "power" | "chance" | "need" | "decision" | "plan" | "plans"
-            | "order" | "permission" | "effort" | "efforts" | "duty" | "time" | "likely" | "refusal" | "failure" | "desire" | "opportunity" | "authority"
+        "way"
+            | "right"
+            | "rights"
+            | "attempt"
+            | "ability"
+            | "first"
+            | "last"
+            | "one"
+            | "able"
+            | "power"
+            | "chance"
+            | "need"
+            | "decision"
+            | "plan"
+            | "plans"
+            | "order"
+            | "permission"
+            | "effort"
+            | "efforts"
+            | "duty"
+            | "time"
+            | "likely"
+            | "refusal"
+            | "failure"
+            | "desire"
+            | "opportunity"
+            | "authority"
     );
-    let asks = matches!(clause.verb.base.as_str(), "want" | "help" | "allow" | "force" | "persuade" | "ask" | "order" | "need" | "have" | "cause" | "enable" | "require" | "teach" | "tell" | "invite" | "begin" | "forbid" | "consider" | "believe" | "think" | "lead" | "urge");
+    let asks = matches!(
+        clause.verb.base.as_str(),
+        "want"
+            | "help"
+            | "allow"
+            | "force"
+            | "persuade"
+            | "ask"
+            | "order"
+            | "need"
+            | "have"
+            | "cause"
+            | "enable"
+            | "require"
+            | "teach"
+            | "tell"
+            | "invite"
+            | "begin"
+            | "forbid"
+            | "consider"
+            | "believe"
+            | "think"
+            | "lead"
+            | "urge"
+    );
     if after_noun && !part_of_noun && !asks {
         let range = at..row.len();
         let answer = answer_text(&row[range.clone()]);
@@ -431,13 +631,28 @@ mod tests {
             ("Tern Ledge was surveyed on 3 May 1912 by Ada Fenn.", vec![("3 May 1912", Sort::Date), ("Ada Fenn", Sort::Person)]),
             ("Work on Tern Ledge starts at 10:30 in December.", vec![("Work on", Sort::Noun); 0]),
             ("Tern Ledge has 142 stone steps and two lamps.", vec![("142 stone steps", Sort::Count), ("two lamps", Sort::Count)]),
-            ("At Tern Ledge a violet pennant hangs from the gable.", vec![("violet", Sort::Colour), ("a violet pennant", Sort::Noun), ("the gable", Sort::Noun)]),
-            ("Tern Ledge lies 40 kilometres from Port Ammon.", vec![("40 kilometres", Sort::Quantity), ("Port Ammon", Sort::Place)]),
-            ("Tern Ledge costs the owner 20 crowns and 5% of the catch.", vec![("20 crowns", Sort::Money), ("5%", Sort::Percent), ("the catch", Sort::Noun)]),
+            (
+                "At Tern Ledge a violet pennant hangs from the gable.",
+                vec![("violet", Sort::Colour), ("a violet pennant", Sort::Noun), ("the gable", Sort::Noun)],
+            ),
+            (
+                "Tern Ledge lies 40 kilometres from Port Ammon.",
+                vec![("40 kilometres", Sort::Quantity), ("Port Ammon", Sort::Place)],
+            ),
+            (
+                "Tern Ledge costs the owner 20 crowns and 5% of the catch.",
+                vec![("20 crowns", Sort::Money), ("5%", Sort::Percent), ("the catch", Sort::Noun)],
+            ),
             ("Tern Ledge was named \"The Wet Chair\" by sailors.", vec![("The Wet Chair", Sort::Quote)]),
             ("A chest of cedar stands at Tern Ledge.", vec![("A chest of cedar", Sort::Noun); 0]),
-            ("Tern Ledge is closed in May, because the birds breed.", vec![("May", Sort::Month), ("the birds breed", Sort::Reason)]),
-            ("Tern Ledge keeps a mat of straw to catch the drops.", vec![("a mat of straw", Sort::Noun), ("the drops", Sort::Noun), ("to catch the drops", Sort::Purpose)]),
+            (
+                "Tern Ledge is closed in May, because the birds breed.",
+                vec![("May", Sort::Month), ("the birds breed", Sort::Reason)],
+            ),
+            (
+                "Tern Ledge keeps a mat of straw to catch the drops.",
+                vec![("a mat of straw", Sort::Noun), ("the drops", Sort::Noun), ("to catch the drops", Sort::Purpose)],
+            ),
         ] {
             if !expected.is_empty() {
                 let expected: Vec<_> = expected.into_iter().map(|(answer, sort)| (answer.to_owned(), sort)).collect();

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::lexicon::{
-    ADVERBS, AUXILIARIES, BE, CONJUNCTIONS, DETERMINERS, Form, MODALS, MONTHS, NUMBER_WORDS, PREPOSITIONS, PRONOUNS,
-    RELATIVES, SUBJECT_PRONOUNS, SUBORDINATORS, verb,
+    ADVERBS, AUXILIARIES, BE, CONJUNCTIONS, DETERMINERS, Form, MODALS, MONTHS, NUMBER_WORDS, PREPOSITIONS, PRONOUNS, RELATIVES,
+    SUBJECT_PRONOUNS, SUBORDINATORS, verb,
 };
 use super::text::Token;
 
@@ -66,8 +66,37 @@ fn bounds_phrase(token: &Token) -> bool {
 /// Whether a word can only be a plural or a mass of people, so that a base form after it may be its verb.
 fn is_plural(token: &Token) -> bool {
     let lower = token.lower();
-    matches!(lower.as_str(), "people" | "men" | "women" | "children" | "they" | "all" | "both" | "who" | "some" | "many" | "crew" | "police" | "these" | "those" | "others" | "mice" | "geese" | "sheep" | "oxen")
-        || lower.ends_with('s') && !lower.ends_with("ss") && !lower.ends_with("us") && !lower.ends_with("is") && lower.len() > 3
+    matches!(
+        lower.as_str(),
+        "that"
+            | "which"
+            | "people"
+            | "men"
+            | "women"
+            | "children"
+            | "they"
+            | "all"
+            | "both"
+            | "who"
+            | "some"
+            | "many"
+            | "crew"
+            | "police"
+            | "these"
+            | "those"
+            | "others"
+            | "mice"
+            | "geese"
+            | "sheep"
+            | "oxen"
+    ) || is_plural_form(&lower)
+}
+
+/// Whether a noun (in lower case) has the form of a plural.
+pub(super) fn is_plural_form(noun: &str) -> bool {
+    let singular = ["ss", "us", "is", "gas", "lens", "canvas", "atlas", "news", "'s", "’s"].iter().any(|end| noun.ends_with(end));
+    noun.len() > 3 && noun.ends_with('s') && !singular
+        || matches!(noun, "people" | "men" | "women" | "children" | "mice" | "geese" | "oxen" | "feet" | "teeth")
 }
 
 /// Whether a finite verb group starts at `at`. `subject` is where the subject starts.
@@ -83,7 +112,9 @@ pub(super) fn is_finite_verb(tokens: &[Token], subject: usize, at: usize) -> boo
         let attributive = is_determiner(before) && matches!(lower, "can" | "will" | "might");
         return !matches!(lower, "be" | "been" | "being" | "having") && !attributive;
     }
-    let Some((_, form)) = verb(lower) else { return false };
+    let Some((_, form)) = verb(lower) else {
+        return false;
+    };
     let after_noun = before.is_word()
         && !is_determiner(before)
         && (!is_preposition(before) || before_lower == "down")
@@ -91,7 +122,11 @@ pub(super) fn is_finite_verb(tokens: &[Token], subject: usize, at: usize) -> boo
         && !is_auxiliary(before)
         && !CONJUNCTIONS.contains(before_lower.as_str());
     let open = before.text == "," || before.text == "\"" || before.text == "”" || before.text == ")";
-    if !after_noun && !open && !SUBJECT_PRONOUNS.contains(before_lower.as_str()) {
+    let after_relative = matches!(before_lower.as_str(), "who" | "which" | "that");
+    if open && tokens.get(at + 1).is_none_or(|next| !next.is_word()) {
+        return false;
+    }
+    if !after_noun && !open && !after_relative && !SUBJECT_PRONOUNS.contains(before_lower.as_str()) {
         return false;
     }
     let next = tokens.get(at + 1);
@@ -107,16 +142,20 @@ pub(super) fn is_finite_verb(tokens: &[Token], subject: usize, at: usize) -> boo
             || CONJUNCTIONS.contains(next.lower().as_str())
     });
     let next_is_verb = next.is_some_and(|next| {
-        is_auxiliary(next) || matches!(verb(&next.text), Some((_, Form::Past))) || next.lower().ends_with("ed")
+        // "cooks baked trout": a participle before a noun is no verb.
+        let attributive = tokens.get(at + 2).is_some_and(|third| third.is_word() && !is_preposition(third) && !is_ly(third));
+        is_auxiliary(next) || matches!(verb(&next.text), Some((_, Form::Past))) || next.lower().ends_with("ed") && !attributive
     });
     match form {
         Form::Past => !next_is_verb || starts_complement,
         Form::PastOrParticiple => {
             // "the tower built in 1912 has": another verb follows before any mark, so this one only describes.
             let rest = tokens[at + 1..].iter().take_while(|token| token.is_word());
-            let finite_later = rest.clone().any(|token| {
+            let finite_later = rest.clone().enumerate().any(|(n, token)| {
+                let object = tokens.get(at + 2 + n).is_some_and(is_determiner);
                 is_auxiliary(token) && !matches!(token.text.as_str(), "be" | "been" | "being")
                     || matches!(verb(&token.text), Some((_, Form::Past)))
+                    || matches!(verb(&token.text), Some((_, Form::PastOrParticiple))) && object && !token.is_capital()
             });
             let clause_between = rest.clone().any(|token| {
                 let lower = token.lower();
@@ -124,19 +163,33 @@ pub(super) fn is_finite_verb(tokens: &[Token], subject: usize, at: usize) -> boo
                     || RELATIVES.contains(lower.as_str())
                     || CONJUNCTIONS.contains(lower.as_str())
             });
-            starts_complement && (!finite_later || clause_between) || !starts_complement && !finite_later && after_noun && !is_adjective_like(before)
+            starts_complement && (!finite_later || clause_between)
+                || !starts_complement && !finite_later && after_noun && !is_adjective_like(before)
         }
-        Form::ThirdPerson => {
-            !next_is_verb && (starts_complement || !is_adjective_like(before)) && !is_number(before)
+        Form::ThirdPerson => !next_is_verb && (starts_complement || !is_adjective_like(before)) && !is_number(before),
+        Form::Base => {
+            // "the wheels of Mother Rasp weigh": what makes the subject plural may stand further back.
+            let plural = is_plural(before)
+                || starts_complement
+                    && next.is_some()
+                    && tokens[subject..at].iter().any(|token| is_plural(token) || token.text == "and")
+                    && !is_adjective_like(before);
+            plural && !next_is_verb && (starts_complement || lower.len() > 2) && !is_noun_here(tokens, at)
         }
-        Form::Base => is_plural(before) && !next_is_verb && (starts_complement || lower.len() > 2) && !is_noun_here(tokens, at),
         Form::Participle | Form::Ing => false,
     }
 }
 
 /// A base form that more likely is a noun: "the lamp post", "3 people work" stays a verb by its plural.
 fn is_noun_here(tokens: &[Token], at: usize) -> bool {
-    tokens.get(at + 1).is_some_and(|next| is_auxiliary(next) || next.text == "of")
+    let of = |next: &Token| {
+        next.text == "of"
+            && !matches!(
+                tokens[at].text.as_str(),
+                "consist" | "think" | "speak" | "die" | "approve" | "dispose" | "dream" | "tell"
+            )
+    };
+    tokens.get(at + 1).is_some_and(|next| is_auxiliary(next) || of(next))
 }
 
 /// Whether a word looks like an adjective: a noun is then still to come.
@@ -144,8 +197,50 @@ pub(super) fn is_adjective_like(token: &Token) -> bool {
     let lower = token.lower();
     super::lexicon::COLOURS.contains(lower.as_str())
         || super::lexicon::ORDINALS.contains(lower.as_str())
-        || ["al", "ous", "ful", "ic", "ive", "able", "ible", "ish", "less"].iter().any(|end| lower.ends_with(end) && lower.len() > end.len() + 2)
-        || matches!(lower.as_str(), "old" | "new" | "big" | "small" | "large" | "little" | "great" | "high" | "low" | "long" | "short" | "tall" | "wide" | "good" | "bad" | "main" | "own" | "only" | "same" | "other" | "young" | "late" | "early" | "whole" | "heavy" | "light" | "dark" | "dry" | "wet" | "hot" | "cold" | "warm" | "iron" | "wooden" | "stone" | "steel" | "brass" | "tin")
+        || ["al", "ous", "ful", "ic", "ive", "able", "ible", "ish", "less"]
+            .iter()
+            .any(|end| lower.ends_with(end) && lower.len() > end.len() + 2)
+        || matches!(
+            lower.as_str(),
+            "old"
+                | "new"
+                | "big"
+                | "small"
+                | "large"
+                | "little"
+                | "great"
+                | "high"
+                | "low"
+                | "long"
+                | "short"
+                | "tall"
+                | "wide"
+                | "good"
+                | "bad"
+                | "main"
+                | "own"
+                | "only"
+                | "same"
+                | "other"
+                | "young"
+                | "late"
+                | "early"
+                | "whole"
+                | "heavy"
+                | "light"
+                | "dark"
+                | "dry"
+                | "wet"
+                | "hot"
+                | "cold"
+                | "warm"
+                | "iron"
+                | "wooden"
+                | "stone"
+                | "steel"
+                | "brass"
+                | "tin"
+        )
 }
 
 /// A noun phrase without what hangs on it: determiner, numbers, adjectives, nouns.
@@ -162,7 +257,10 @@ pub(super) fn phrases(tokens: &[Token]) -> Vec<Phrase> {
     let mut at = 0;
     while at < tokens.len() {
         let describes = at > 0 && tokens[at - 1].is_word() && starts_description(tokens, at);
-        let infinitive = at > 0 && tokens[at - 1].text == "to" && !tokens[at].is_capital() && matches!(verb(&tokens[at].text), Some((_, Form::Base)));
+        let infinitive = at > 0
+            && tokens[at - 1].text == "to"
+            && !tokens[at].is_capital()
+            && matches!(verb(&tokens[at].text), Some((_, Form::Base)));
         if bounds_phrase(&tokens[at]) && !is_name(tokens, at) || infinitive || describes || is_surely_verb(tokens, 0, at) {
             at += 1;
             continue;
@@ -171,7 +269,10 @@ pub(super) fn phrases(tokens: &[Token]) -> Vec<Phrase> {
         if is_determiner(&tokens[at]) {
             at += 1;
         }
-        while at < tokens.len() && !is_determiner(&tokens[at]) && !(bounds_phrase(&tokens[at]) && !name_goes_on(tokens, start, at)) {
+        while at < tokens.len()
+            && !is_determiner(&tokens[at])
+            && !(bounds_phrase(&tokens[at]) && !name_goes_on(tokens, start, at))
+        {
             if at > start && (starts_description(tokens, at) || is_surely_verb(tokens, start, at)) {
                 break;
             }
@@ -189,9 +290,12 @@ pub(super) fn phrases(tokens: &[Token]) -> Vec<Phrase> {
 
 /// Among noun phrases, a word that can be a plural noun ("steps") is a verb only if an object follows.
 fn is_surely_verb(tokens: &[Token], start: usize, at: usize) -> bool {
-    let object = || tokens.get(at + 1).is_some_and(|next| is_determiner(next) || is_number(next) || PRONOUNS.contains(next.text.as_str()));
+    let object =
+        || tokens.get(at + 1).is_some_and(|next| is_determiner(next) || is_number(next) || PRONOUNS.contains(next.text.as_str()));
     is_finite_verb(tokens, start, at)
-        && (is_auxiliary(&tokens[at]) || matches!(verb(&tokens[at].text), Some((_, Form::Past | Form::PastOrParticiple))) || object())
+        && (is_auxiliary(&tokens[at])
+            || matches!(verb(&tokens[at].text), Some((_, Form::Past | Form::PastOrParticiple)))
+            || object())
 }
 
 /// "Isle of Man", "University of the Arts": a small word between two capitals of one name.
@@ -242,15 +346,18 @@ pub(super) fn verb_group(tokens: &[Token], at: usize) -> Option<(VerbGroup, usiz
     let mut last_auxiliary = first.clone();
     loop {
         let mut next = end;
-        while tokens.get(next).is_some_and(|token| ADVERBS.contains(token.text.as_str()) || is_ly(token) || matches!(token.text.as_str(), "first" | "last")) {
+        while tokens.get(next).is_some_and(|token| {
+            ADVERBS.contains(token.text.as_str()) || is_ly(token) || matches!(token.text.as_str(), "first" | "last")
+        }) {
             next += 1;
         }
         let Some(token) = tokens.get(next) else { break };
         let word = token.text.as_str();
         let form = verb(word);
-        let chained = AUXILIARIES.contains(word) && (MODALS.contains(last_auxiliary.as_str()) && matches!(word, "be" | "have")
-            || matches!(last_auxiliary.as_str(), "has" | "have" | "had") && word == "been"
-            || BE.contains(last_auxiliary.as_str()) && word == "being");
+        let chained = AUXILIARIES.contains(word)
+            && (MODALS.contains(last_auxiliary.as_str()) && matches!(word, "be" | "have")
+                || matches!(last_auxiliary.as_str(), "has" | "have" | "had") && word == "been"
+                || BE.contains(last_auxiliary.as_str()) && word == "being");
         if chained {
             last_auxiliary = word.to_owned();
             end = next + 1;
@@ -281,7 +388,13 @@ pub(super) fn verb_group(tokens: &[Token], at: usize) -> Option<(VerbGroup, usiz
     if !copula && !have && !matches!(last_auxiliary.as_str(), "does" | "do" | "did") {
         return None;
     }
-    let base = if copula { "be" } else if have { "have" } else { "do" };
+    let base = if copula {
+        "be"
+    } else if have {
+        "have"
+    } else {
+        "do"
+    };
     let form = match first.as_str() {
         "has" | "does" => Form::ThirdPerson,
         "had" | "did" => Form::Past,
@@ -299,7 +412,13 @@ fn is_phrase_head(tokens: &[Token], at: usize) -> bool {
 }
 
 pub(super) fn is_ly(token: &Token) -> bool {
-    !token.is_capital() && token.text.len() > 4 && token.text.ends_with("ly") && !matches!(token.text.as_str(), "family" | "supply" | "assembly" | "reply" | "early" | "monopoly" | "anomaly" | "jelly" | "belly")
+    !token.is_capital()
+        && token.text.len() > 4
+        && token.text.ends_with("ly")
+        && !matches!(
+            token.text.as_str(),
+            "family" | "supply" | "assembly" | "reply" | "early" | "monopoly" | "anomaly" | "jelly" | "belly"
+        )
 }
 
 impl VerbGroup {
@@ -326,7 +445,7 @@ impl VerbGroup {
     }
 
     pub(super) fn is_negative(&self) -> bool {
-        self.tokens.iter().any(|token| matches!(token.text.as_str(), "not" | "never" | "cannot"))
+        self.tokens.iter().any(|token| matches!(token.text.as_str(), "not" | "never" | "cannot") || token.text.ends_with("n't"))
     }
 }
 

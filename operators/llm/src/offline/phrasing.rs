@@ -2,45 +2,44 @@
 
 use super::clause::Clause;
 use super::document::{Document, Nature, head_noun};
-use super::grammar::{is_preposition, phrases};
-use super::lexicon::{Form, is_role, participle};
+use super::grammar::{is_plural_form, is_preposition, phrases};
+use super::lexicon::{Form, UNITS, participle};
 use super::rewrite::finished;
-use super::text::{Token, contains_words, join, mixed, pick};
+use super::text::{Token, contains_words, join, mixed};
 use super::wording::{active_verb, row, sentence};
 
-/// Pairs of words of which each may stand for the other in the same form.
+/// Words that stand for others in the same place: from, to.
 const SYNONYMS: &[(&str, &str)] = &[
     ("begins", "starts"),
+    ("starts at", "begins at"),
     ("began", "started"),
     ("built", "constructed"),
-    ("lasts", "takes"),
     ("compulsory", "obligatory"),
     ("forbidden", "prohibited"),
+    ("prohibited", "forbidden"),
     ("needed", "required"),
+    ("required", "needed"),
     ("big", "large"),
-    ("kept", "held"),
-    ("fixed", "attached"),
-    ("shows", "displays"),
     ("often", "frequently"),
     ("nearly", "almost"),
     ("mainly", "mostly"),
     ("helped", "assisted"),
     ("bought", "purchased"),
+    ("purchased", "bought"),
     ("chosen", "selected"),
     ("close to", "near"),
     ("every year", "each year"),
     ("every day", "each day"),
     ("every week", "each week"),
+    ("each year", "every year"),
     ("also known as", "also called"),
     ("because of", "owing to"),
     ("in order to", "to"),
-    ("such as", "for example"),
-    ("about", "roughly"),
 ];
 
 /// The clause in its plain order, with everything that belongs to it.
 pub(crate) fn plain(clause: &Clause) -> String {
-    let tails = clause.tails.concat();
+    let tails = clause.tails_told();
     sentence(&[&clause.lead, &clause.subject, &clause.verb.tokens, &clause.rest, &tails])
 }
 
@@ -69,11 +68,17 @@ impl<'a> Teller<'a> {
 
     /// A sentence that says the clause, with a second one about the same subject where given. It prefers words for which
     /// `is_source` is false.
-    pub(crate) fn tell(&mut self, number: usize, partner: Option<usize>, first: bool, is_source: &dyn Fn(&str) -> bool) -> Option<String> {
+    pub(crate) fn tell(
+        &mut self,
+        number: usize,
+        partner: Option<usize>,
+        first: bool,
+        is_source: &dyn Fn(&str) -> bool,
+    ) -> Option<String> {
         let clause = &self.document.clauses[number];
         let variant = mixed(self.seed ^ (number as u64 + 1).wrapping_mul(0x5851_f42d));
         let mut forms = match partner {
-            Some(partner) => joined(clause, &self.document.clauses[partner], variant),
+            Some(partner) => joined(self.document, clause, &self.document.clauses[partner], variant),
             None => self.forms(clause),
         };
         let n = forms.len().max(1);
@@ -105,7 +110,7 @@ impl<'a> Teller<'a> {
     /// The ways to say a clause, without capital and stop.
     fn forms(&self, clause: &Clause) -> Vec<String> {
         let verb = &clause.verb.tokens;
-        let tails = clause.tails.concat();
+        let tails = clause.tails_told();
         let lead = clause.lead_inside();
         let mut forms = Vec::new();
         let back = sentence(&[&clause.subject, verb, &clause.rest, &lead, &tails]);
@@ -113,8 +118,14 @@ impl<'a> Teller<'a> {
             if let Some((adjunct, rest)) = final_adjunct(clause) {
                 let fronted = sentence(&[&adjunct, &row(","), &clause.subject, verb, &rest, &tails]);
                 forms.push(fronted.replace(" ,", ","));
-                if !is_role(&head_noun(&clause.subject)) && clause.tails.is_empty() {
-                    forms.push(format!("it {} {} that {}", if clause.verb.is_past() { "was" } else { "is" }, join(&adjunct), sentence(&[&clause.subject, verb, &rest])));
+                let dated = matches!(adjunct[0].text.as_str(), "in" | "on" | "at" | "during");
+                if dated && clause.tails.is_empty() {
+                    forms.push(format!(
+                        "it {} {} that {}",
+                        if clause.verb.is_past() { "was" } else { "is" },
+                        join(&adjunct),
+                        sentence(&[&clause.subject, verb, &rest])
+                    ));
                 }
             }
         } else {
@@ -122,15 +133,25 @@ impl<'a> Teller<'a> {
         }
         if let Some((active, by)) = active_verb(clause) {
             let agent = phrases(&clause.rest).into_iter().find(|phrase| phrase.range.start == by + 1);
-            if let Some(agent) = agent.filter(|agent| clause.rest.get(agent.range.end).is_none_or(|next| is_preposition(next) && next.text != "of")) {
+            if let Some(agent) = agent
+                .filter(|agent| clause.rest.get(agent.range.end).is_none_or(|next| is_preposition(next) && next.text != "of"))
+            {
                 let actor = &clause.rest[agent.range.clone()];
-                forms.push(sentence(&[actor, &active, &clause.subject, &clause.rest[..by], &clause.rest[agent.range.end..], &lead, &tails]));
+                forms.push(sentence(&[
+                    actor,
+                    &active,
+                    &clause.subject,
+                    &clause.rest[..by],
+                    &clause.rest[agent.range.end..],
+                    &lead,
+                    &tails,
+                ]));
             }
         }
         if let Some(passive) = passive(clause, &lead, &tails) {
             forms.push(passive);
         }
-        if let Some(cleft) = cleft(clause, &lead, &tails) {
+        if let Some(cleft) = cleft(self.document, clause, &lead, &tails) {
             forms.push(cleft);
         }
         if let Some(turned) = there_is(clause, &lead, &tails) {
@@ -150,7 +171,7 @@ fn final_adjunct(clause: &Clause) -> Option<(Vec<Token>, Vec<Token>)> {
     let at = last.preposition?;
     let fits = last.range.end == rest.len()
         && at > 0
-        && matches!(rest[at].text.as_str(), "in" | "on" | "at" | "during" | "after" | "before" | "since" | "until" | "from" | "under" | "within")
+        && matches!(rest[at].text.as_str(), "in" | "on" | "at" | "during" | "after" | "before" | "since" | "until")
         && rest[at - 1].is_word()
         && !is_preposition(&rest[at - 1])
         && rest.len() <= 14
@@ -162,13 +183,103 @@ fn final_adjunct(clause: &Clause) -> Option<(Vec<Token>, Vec<Token>)> {
 fn is_transitive(base: &str) -> bool {
     matches!(
         base,
-        "build" | "design" | "found" | "paint" | "write" | "make" | "invent" | "introduce" | "discover" | "carve" | "keep" | "use" | "carry" | "hold"
-            | "support" | "train" | "teach" | "lead" | "draft" | "devise" | "rebuild" | "repair" | "donate" | "buy" | "defeat" | "win" | "record" | "open"
-            | "close" | "feed" | "guard" | "watch" | "protect" | "announce" | "lift" | "drive" | "power" | "heat" | "cover" | "surround" | "survey" | "drop"
-            | "clean" | "wash" | "check" | "inspect" | "test" | "measure" | "produce" | "print" | "publish" | "establish" | "create" | "develop" | "capture"
-            | "destroy" | "replace" | "restore" | "restrict" | "forge" | "weave" | "sew" | "cook" | "bake" | "brew" | "serve" | "plant" | "grow" | "collect"
-            | "store" | "seal" | "lock" | "mark" | "light" | "ring" | "sound" | "raise" | "lower" | "steer" | "command" | "own" | "run" | "manage" | "burn"
-            | "drafted" | "govern" | "challenge" | "adopt" | "oppose" | "reject" | "translate" | "compose" | "perform" | "sign" | "sell" | "give" | "grease"
+        "build"
+            | "design"
+            | "found"
+            | "paint"
+            | "write"
+            | "make"
+            | "invent"
+            | "introduce"
+            | "discover"
+            | "carve"
+            | "keep"
+            | "use"
+            | "carry"
+            | "hold"
+            | "support"
+            | "train"
+            | "teach"
+            | "lead"
+            | "draft"
+            | "devise"
+            | "rebuild"
+            | "repair"
+            | "donate"
+            | "buy"
+            | "defeat"
+            | "win"
+            | "record"
+            | "open"
+            | "close"
+            | "feed"
+            | "guard"
+            | "watch"
+            | "protect"
+            | "announce"
+            | "lift"
+            | "drive"
+            | "power"
+            | "heat"
+            | "cover"
+            | "surround"
+            | "survey"
+            | "drop"
+            | "clean"
+            | "wash"
+            | "check"
+            | "inspect"
+            | "test"
+            | "measure"
+            | "produce"
+            | "print"
+            | "publish"
+            | "establish"
+            | "create"
+            | "develop"
+            | "capture"
+            | "destroy"
+            | "replace"
+            | "restore"
+            | "restrict"
+            | "forge"
+            | "weave"
+            | "sew"
+            | "cook"
+            | "bake"
+            | "brew"
+            | "serve"
+            | "plant"
+            | "grow"
+            | "collect"
+            | "store"
+            | "seal"
+            | "lock"
+            | "mark"
+            | "light"
+            | "ring"
+            | "sound"
+            | "raise"
+            | "lower"
+            | "steer"
+            | "command"
+            | "own"
+            | "run"
+            | "manage"
+            | "burn"
+            | "drafted"
+            | "govern"
+            | "challenge"
+            | "adopt"
+            | "oppose"
+            | "reject"
+            | "translate"
+            | "compose"
+            | "perform"
+            | "sign"
+            | "sell"
+            | "give"
+            | "grease"
     )
 }
 
@@ -196,7 +307,10 @@ fn passive(clause: &Clause, lead: &[Token], tails: &[Token]) -> Option<String> {
         return None;
     }
     let head = head_noun(&rest[..object.range.end]);
-    let plural = head.ends_with('s') && !head.ends_with("ss") || matches!(head.as_str(), "people" | "men" | "women" | "children") || rest[0].is_number() && rest[0].text != "1";
+    if UNITS.contains(head.as_str()) {
+        return None;
+    }
+    let plural = is_plural_form(&head) || rest[0].is_number() && rest[0].text != "1";
     let be = match (matches!(form, Form::Past | Form::PastOrParticiple | Form::Participle), plural) {
         (true, true) => "were",
         (true, false) => "was",
@@ -208,19 +322,25 @@ fn passive(clause: &Clause, lead: &[Token], tails: &[Token]) -> Option<String> {
 }
 
 /// "The one who designed the tower was Ada Fenn": the subject at the end, where it is a person or a thing by name.
-fn cleft(clause: &Clause, lead: &[Token], tails: &[Token]) -> Option<String> {
+fn cleft(document: &Document, clause: &Clause, lead: &[Token], tails: &[Token]) -> Option<String> {
     let subject = &clause.subject;
     let verb = &clause.verb;
     let name = subject.iter().all(|token| token.is_capital() && token.is_word());
-    if verb.copula || verb.is_negative() || !tails.is_empty() || subject.len() > 5 || !matches!(verb.lexical, Some(Form::Past | Form::PastOrParticiple | Form::ThirdPerson)) {
+    if verb.copula
+        || verb.is_negative()
+        || !tails.is_empty()
+        || subject.len() > 5
+        || !matches!(verb.lexical, Some(Form::Past | Form::PastOrParticiple | Form::ThirdPerson))
+    {
         return None;
     }
-    let role = is_role(&head_noun(subject)) && matches!(verb.lexical, Some(Form::ThirdPerson));
+    let person = document.is_person(subject);
+    let role = person && !name && matches!(verb.lexical, Some(Form::ThirdPerson));
     if !name && !role {
         return None;
     }
     let be = if verb.is_past() { "was" } else { "is" };
-    let who = if role || super::lexicon::GIVEN_NAMES.contains(subject[0].lower().as_str()) { "who" } else { "that" };
+    let who = if person { "who" } else { "that" };
     Some(sentence(&[&row("it"), &row(be), subject, &row(who), &verb.tokens, &clause.rest, lead]))
 }
 
@@ -228,7 +348,8 @@ fn cleft(clause: &Clause, lead: &[Token], tails: &[Token]) -> Option<String> {
 fn there_is(clause: &Clause, lead: &[Token], tails: &[Token]) -> Option<String> {
     let verb = &clause.verb;
     let standing = matches!(verb.base.as_str(), "stand" | "lie" | "hang" | "sit");
-    let indefinite = matches!(clause.subject[0].text.as_str(), "a" | "an" | "one" | "two" | "three") || clause.subject[0].is_number();
+    let indefinite =
+        matches!(clause.subject[0].text.as_str(), "a" | "an" | "one" | "two" | "three") || clause.subject[0].is_number();
     let starts = clause.rest.first().is_some_and(is_preposition);
     if !standing || !indefinite || !starts || verb.lexical.is_none() || contains_words(&join(&clause.rest), "ready") {
         return None;
@@ -244,24 +365,24 @@ fn there_is(clause: &Clause, lead: &[Token], tails: &[Token]) -> Option<String> 
 }
 
 /// Two clauses about one subject as one sentence.
-fn joined(first: &Clause, second: &Clause, variant: u64) -> Vec<String> {
+fn joined(document: &Document, first: &Clause, second: &Clause, variant: u64) -> Vec<String> {
     let and = sentence(&[&first.subject, &first.verb.tokens, &first.rest, &row("and"), &second.verb.tokens, &second.rest]);
     let subject = &first.subject;
     let name = subject.iter().all(Token::is_capital);
-    let who = if is_role(&head_noun(subject)) || super::lexicon::GIVEN_NAMES.contains(subject[0].lower().as_str()) { "who" } else { "which" };
-    let inside = sentence(&[subject, &row(","), &row(who), &second.verb.tokens, &second.rest, &row(","), &first.verb.tokens, &first.rest]).replace(" ,", ",");
+    let who = if document.is_person(subject) { "who" } else { "which" };
+    let inside =
+        sentence(&[subject, &row(","), &row(who), &second.verb.tokens, &second.rest, &row(","), &first.verb.tokens, &first.rest])
+            .replace(" ,", ",");
     if name && variant & 16 != 0 { vec![inside, and] } else { vec![and] }
 }
 
 /// The text with some words exchanged for others of the same sense.
 fn with_synonyms(text: &str, variant: u64) -> String {
     let mut out = format!(" {text} ");
-    for (n, (one, other)) in SYNONYMS.iter().enumerate() {
-        let chosen = pick(&[true, false, true], mixed(variant ^ n as u64)).copied().unwrap_or_default();
-        let (from, to) = if out.contains(&format!(" {one} ")) { (one, other) } else { (other, one) };
-        // "near" and "to" are too common to be taken back to the longer words.
-        if chosen && from.len() > 4 {
+    for (n, (from, to)) in SYNONYMS.iter().enumerate() {
+        if !mixed(variant ^ n as u64).is_multiple_of(3) && out.contains(&format!(" {from} ")) {
             out = out.replacen(&format!(" {from} "), &format!(" {to} "), 1);
+            break;
         }
     }
     out.trim().to_owned()

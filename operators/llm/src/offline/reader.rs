@@ -75,9 +75,15 @@ impl Scored {
         let asked = stems(question);
         let mut found: Vec<Sentence> = Vec::new();
         for (context, Context { text, .. }) in contexts.iter().enumerate() {
-            found.extend(sentences(text).into_iter().map(|text| Sentence { context, text: text.to_owned(), stems: stems(text), score: 0.0 }));
+            found.extend(sentences(text).into_iter().map(|text| Sentence {
+                context,
+                text: text.to_owned(),
+                stems: stems(text),
+                score: 0.0,
+            }));
         }
-        let stemmed: Vec<String> = found.iter().map(|sentence| sentence.stems.iter().cloned().collect::<Vec<_>>().join(" ")).collect();
+        let stemmed: Vec<String> =
+            found.iter().map(|sentence| sentence.stems.iter().cloned().collect::<Vec<_>>().join(" ")).collect();
         let rarity = rarity(&stemmed);
         let weight = |stem: &String| rarity.get(stem).copied().unwrap_or(1.0);
         for sentence in &mut found {
@@ -192,7 +198,7 @@ fn sorts(question: &str) -> Vec<Sort> {
     } else if has("percentage") || has("percent") {
         vec![Sort::Percent]
     } else if has("when") || has("date") {
-        vec![Sort::Date, Sort::Year, Sort::Time, Sort::Month, Sort::Weekday, Sort::Condition]
+        vec![Sort::Date, Sort::Year, Sort::Time, Sort::Month, Sort::Weekday, Sort::Period, Sort::Condition]
     } else if has("who") || has("whom") || has("whose") {
         vec![Sort::Person, Sort::Role, Sort::Name]
     } else if has("where") || has("place") || has("town") || has("city") {
@@ -210,7 +216,10 @@ mod tests {
 
     fn contexts() -> Vec<Context> {
         [
-            ("Tern Ledge", "Tern Ledge was surveyed in 1912 by Ada Fenn. A violet pennant hangs from its gable. It has 142 stone steps."),
+            (
+                "Tern Ledge",
+                "Tern Ledge was surveyed in 1912 by Ada Fenn. A violet pennant hangs from its gable. It has 142 stone steps.",
+            ),
             ("Cold Reeling", "Cold Reeling was written down in 1938. A white pennant announces it. The fine is 6 crowns."),
         ]
         .map(|(title, text)| Context { title: title.to_owned(), text: text.to_owned() })

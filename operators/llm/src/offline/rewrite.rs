@@ -41,9 +41,15 @@ pub(crate) fn rewrite(focus: &Focus<'_>, draw: u32) -> String {
             continue;
         }
         // A clause that says little more about the same subject joins the one before.
-        let partner = order[at + 1..].iter().take(4).copied().find(|next| !used.contains(next) && joins(&document.clauses[order[at]], &document.clauses[*next]));
+        let partner = order[at + 1..]
+            .iter()
+            .take(4)
+            .copied()
+            .find(|next| !used.contains(next) && joins(&document.clauses[order[at]], &document.clauses[*next]));
         let partner = partner.filter(|next| at > 0 && mixed(seed ^ *next as u64).is_multiple_of(2));
-        let Some(sentence) = teller.tell(order[at], partner, at == 0, &|text| source.contains(&normal(text))) else { continue };
+        let Some(sentence) = teller.tell(order[at], partner, at == 0, &|text| source.contains(&normal(text))) else {
+            continue;
+        };
         let n = words(&sentence).len();
         if length + n > target && (length >= MIN_WORDS || length + n > focus.max_words) {
             if length >= MIN_WORDS || length + n <= focus.max_words {
@@ -94,9 +100,12 @@ fn order(document: &Document, focus: &Focus<'_>, seed: u64) -> Vec<usize> {
     let name: HashSet<String> = words(&document.subject.bare).iter().map(|word| stem(word)).collect();
     let score = |clause: &Clause| {
         let text = plain(clause);
-        let shared: HashSet<String> = words(&text).into_iter().filter(|word| asked.contains(&stem(word)) && !name.contains(&stem(word))).collect();
+        let shared: HashSet<String> =
+            words(&text).into_iter().filter(|word| asked.contains(&stem(word)) && !name.contains(&stem(word))).collect();
         let score: f64 = shared.iter().map(weight).sum();
-        let answers = focus.answer.is_some_and(|answer| contains_words(&text, answer) || contains_words(&document.sentences[clause.sentence], answer));
+        let answers = focus
+            .answer
+            .is_some_and(|answer| contains_words(&text, answer) || contains_words(&document.sentences[clause.sentence], answer));
         score + if answers { 6.0 } else { 0.0 }
     };
     let scores: Vec<f64> = document.clauses.iter().map(score).collect();
@@ -157,7 +166,8 @@ mod tests {
 
     #[test]
     fn a_text_without_clauses_is_told_all_the_same() {
-        let focus = Focus { title: "Stock", text: "Ropes, blocks, tar.", question: "What is there?", answer: None, max_words: 50 };
+        let focus =
+            Focus { title: "Stock", text: "Ropes, blocks, tar.", question: "What is there?", answer: None, max_words: 50 };
         assert!(rewrite(&focus, 0).contains("Ropes, blocks, tar."));
     }
 }

@@ -131,7 +131,12 @@ fn push_sentence<'a>(out: &mut Vec<&'a str>, sentence: &'a str) {
     }
 }
 
-/// The paragraphs of a text: cut at lines that hold nothing but space.
+/// Whether a line is an item of a list or a heading of its own.
+fn starts_item(line: &str) -> bool {
+    ["- ", "* ", "• ", "# ", "## ", "### "].iter().any(|mark| line.starts_with(mark))
+}
+
+/// The paragraphs of a text: cut at lines that hold nothing but space, and before the items of a list.
 pub(super) fn paragraphs(text: &str) -> Vec<&str> {
     let mut out = Vec::new();
     let mut start = 0;
@@ -140,10 +145,18 @@ pub(super) fn paragraphs(text: &str) -> Vec<&str> {
         if line.trim().is_empty() {
             out.push(text[start..at].trim());
             start = at + line.len();
+        } else if starts_item(line.trim_start()) {
+            out.push(text[start..at].trim());
+            start = at;
         }
         at += line.len();
     }
     out.push(text[start..].trim());
+    for paragraph in &mut out {
+        if starts_item(paragraph) {
+            *paragraph = paragraph.trim_start_matches(['-', '*', '•', '#', ' ']);
+        }
+    }
     out.retain(|paragraph| !paragraph.is_empty());
     out
 }
@@ -160,7 +173,8 @@ fn ends_sentence(text: &str, start: usize, at: usize) -> bool {
         return true;
     }
     let next = after.trim_start();
-    if next.len() == after.len() || !next.starts_with(|c: char| c.is_uppercase() || c.is_ascii_digit() || "\"“‘'([".contains(c)) {
+    if next.len() == after.len() || !next.starts_with(|c: char| c.is_uppercase() || c.is_ascii_digit() || "\"“‘'([".contains(c))
+    {
         return false;
     }
     let before = &text[start..at];
@@ -232,14 +246,18 @@ mod tests {
     fn words_and_marks() {
         let cut = |text: &str| tokens(text).into_iter().map(|token| token.text).collect::<Vec<_>>();
         assert_eq!(cut("At 22:15, Levi's well-known 1,200 m."), ["At", "22:15", ",", "Levi's", "well-known", "1,200", "m", "."]);
-        assert_eq!(cut("(24–10) in the U.S. for $1.2 or 45%"), ["(", "24–10", ")", "in", "the", "U.S.", "for", "$1.2", "or", "45%"]);
+        assert_eq!(
+            cut("(24–10) in the U.S. for $1.2 or 45%"),
+            ["(", "24–10", ")", "in", "the", "U.S.", "for", "$1.2", "or", "45%"]
+        );
         let text = "He said: \"No, not 'that' one!\" (Dr. E. Fenn)";
         assert_eq!(join(&tokens(text)), text);
     }
 
     #[test]
     fn sentences_end_where_they_should() {
-        let text = "Dr. E. Fenn came at 3.5 km. \"Why?\" she asked. It was 4 p.m. Then she left.\nA line\n\nA heading\n\nNo. 5 is here!";
+        let text =
+            "Dr. E. Fenn came at 3.5 km. \"Why?\" she asked. It was 4 p.m. Then she left.\nA line\n\nA heading\n\nNo. 5 is here!";
         let expected = [
             "Dr. E. Fenn came at 3.5 km.",
             "\"Why?\" she asked.",
@@ -250,6 +268,14 @@ mod tests {
             "No. 5 is here!",
         ];
         assert_eq!(sentences(text), expected);
+    }
+
+    #[test]
+    fn items_of_a_list_are_sentences_of_their_own() {
+        assert_eq!(
+            sentences("# Hours\nOpen:\n- The door at 6.\n- the gate at 7"),
+            ["Hours\nOpen:", "The door at 6.", "the gate at 7"]
+        );
     }
 
     #[test]

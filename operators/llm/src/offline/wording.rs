@@ -21,7 +21,7 @@ pub(super) fn sentence(parts: &[&[Token]]) -> String {
     for part in parts {
         for (at, token) in part.iter().enumerate() {
             let mut token = token.clone();
-            token.spaced |= at == 0 && token.is_word();
+            token.spaced |= at == 0 && token.text != ",";
             all.push(token);
         }
     }
@@ -38,7 +38,8 @@ impl Sort {
             Self::Year => "which year",
             Self::Time => "what time",
             Self::Money if unit.is_empty() => "how much money",
-            Self::Count if unit.is_empty() => "what number",
+            Self::Count if unit.is_empty() => "how many",
+            Self::Period => "when",
             Self::Money | Self::Quantity | Self::Count => return format!("how many {unit}"),
             Self::Percent => "what percentage",
             Self::Person | Self::Role if behind_preposition => "whom",
@@ -71,6 +72,7 @@ impl Sort {
             Self::Reason => "reason",
             Self::Purpose => "purpose",
             Self::Condition => "condition",
+            Self::Period => "time",
             Self::Quote | Self::Role | Self::Noun => "words",
         }
     }
@@ -98,7 +100,10 @@ pub(super) fn asked_in_place(row: &[Token], fact: &Fact) -> Option<Row> {
     if fact.sort == Sort::Colour && fact.range.end < phrase.range.end {
         return Some(without_colour(row, fact, &phrase, "of which colour"));
     }
-    let whole = asked_range(row, fact, &phrase);
+    let mut whole = asked_range(row, fact, &phrase);
+    if fact.sort == Sort::Period {
+        whole.start = phrase.preposition?;
+    }
     let prep = phrase.preposition.filter(|_| whole.start == phrase.range.start).is_some();
     let wh = fact.sort.wh(&fact.unit, prep);
     Some(replaced(row, &whole, &wh))
@@ -106,6 +111,18 @@ pub(super) fn asked_in_place(row: &[Token], fact: &Fact) -> Option<Row> {
 
 /// What the question word stands for: the fact, with the words before it in its phrase where it is a name or noun.
 fn asked_range(row: &[Token], fact: &Fact, phrase: &Phrase) -> Range<usize> {
+    let rough = |token: &Token| {
+        matches!(
+            token.text.as_str(),
+            "all" | "about" | "nearly" | "almost" | "some" | "roughly" | "just" | "only" | "exactly" | "over"
+        )
+    };
+    if matches!(fact.sort, Sort::Count | Sort::Quantity | Sort::Money)
+        && fact.range.start > 0
+        && rough(&row[fact.range.start - 1])
+    {
+        return fact.range.start - 1..fact.range.end;
+    }
     let names = matches!(fact.sort, Sort::Person | Sort::Place | Sort::Name | Sort::Noun | Sort::Role | Sort::Quote);
     let dated = matches!(fact.sort, Sort::Weekday) && fact.range.start > 0 && is_determiner(&row[fact.range.start - 1]);
     if names || dated { phrase.range.start.min(fact.range.start)..fact.range.end } else { fact.range.clone() }
@@ -148,7 +165,27 @@ fn front(row: &[Token], fact: &Fact, variant: u64) -> Option<Fronted> {
     if fact.range.end < phrase.range.end && fact.sort != Sort::Colour {
         return None;
     }
-    if start > 0 && matches!(row[start - 1].text.as_str(), "and" | "or" | "," | "than" | "as" | "both" | "either" | "not" | "about" | "nearly" | "almost" | "only" | "over" | "exactly")
+    if start > 0 && row[start].text == "of" && is_particle(&row[start - 1]) {
+        return None;
+    }
+    if start > 0
+        && matches!(
+            row[start - 1].text.as_str(),
+            "and"
+                | "or"
+                | ","
+                | "than"
+                | "as"
+                | "both"
+                | "either"
+                | "not"
+                | "about"
+                | "nearly"
+                | "almost"
+                | "only"
+                | "over"
+                | "exactly"
+        )
         || row.get(phrase.range.end).is_some_and(|next| matches!(next.text.as_str(), "and" | "or"))
     {
         return None;
@@ -161,6 +198,7 @@ fn front(row: &[Token], fact: &Fact, variant: u64) -> Option<Fronted> {
         let word = row[preposition].lower();
         let timely = matches!(fact.sort, Sort::Date | Sort::Year | Sort::Month | Sort::Weekday | Sort::Time);
         match word.as_str() {
+            _ if fact.sort == Sort::Period => {}
             "in" | "on" | "at" if timely && !variant.is_multiple_of(3) => front = self::row("when"),
             "in" | "on" | "at" if fact.sort == Sort::Place && !variant.is_multiple_of(3) => front = self::row("where"),
             _ => {}
@@ -353,10 +391,12 @@ pub(super) fn ending_in(clause: &Clause, fact: &Fact) -> Option<String> {
                 None => true,
                 Some(next) => {
                     let lower = next.lower();
-                    fact.sort != Sort::Colour && is_preposition(next) && lower != "of" || matches!(lower.as_str(), "," | "to" | "and" | "that")
+                    fact.sort != Sort::Colour && is_preposition(next) && lower != "of"
+                        || matches!(lower.as_str(), "," | "to" | "and" | "that" | "each" | "every" | "when" | "where" | "because")
                 }
             };
-            let after_determiner = fact.range.start > 0 && fact.sort == Sort::Colour && is_determiner(&clause.rest[fact.range.start - 1]);
+            let after_determiner =
+                fact.range.start > 0 && fact.sort == Sort::Colour && is_determiner(&clause.rest[fact.range.start - 1]);
             (whole && !after_determiner).then(|| sentence(&[&clause.subject, verb, before]))
         }
         Place::Subject => ending_in_subject(clause, fact),
@@ -422,7 +462,12 @@ mod tests {
                 "who surveyed Tern Ledge in 1912",
                 "Tern Ledge was surveyed in 1912 by Ada Fenn",
             ),
-            ("Tern Ledge has 142 stone steps.", "142 stone steps", "how many stone steps does Tern Ledge have", "Tern Ledge has 142 stone steps"),
+            (
+                "Tern Ledge has 142 stone steps.",
+                "142 stone steps",
+                "how many stone steps does Tern Ledge have",
+                "Tern Ledge has 142 stone steps",
+            ),
             (
                 "In 1931 Tern Ledge lost its roof.",
                 "1931",
