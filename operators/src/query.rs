@@ -104,6 +104,9 @@ pub(crate) fn predicate(sql: &str, table: &str, schema: &SchemaRef) -> Result<St
     if let Some(alias) = parsed.alias {
         return Err(Mistake::new(format!("a condition has no name: `as {alias}`")));
     }
+    if parsed.expr.visit(&mut Subqueries).is_break() {
+        return Err(other_rows("a subquery looks at other rows"));
+    }
     let text = parsed.expr.to_string();
     let columns = DFSchema::try_from_qualified_schema(TableReference::bare(table), schema).map_err(|error| explained(&error))?;
     let expr = state.create_logical_expr(&text, &columns).map_err(|error| explained(&error))?;
@@ -112,16 +115,11 @@ pub(crate) fn predicate(sql: &str, table: &str, schema: &SchemaRef) -> Result<St
         let found = match part {
             Expr::AggregateFunction(call) => Some(format!("`{}` counts over many rows", call.func.name())),
             Expr::WindowFunction(call) => Some(format!("`{}` looks at other rows", call.fun.name())),
-            Expr::Exists(_) | Expr::InSubquery(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_) => {
-                Some("a subquery looks at other rows".into())
-            }
             Expr::Unnest(_) => Some("`unnest` makes several rows of one".into()),
             _ => None,
         };
         if mistake.is_none() {
-            mistake = found.map(|found| {
-                Mistake::new(format!("{found}; a condition sees one row at a time")).hint("a `sql` stage can do that")
-            });
+            mistake = found.map(|found| other_rows(&found));
         }
         Ok(TreeNodeRecursion::Continue)
     });
@@ -134,6 +132,21 @@ pub(crate) fn predicate(sql: &str, table: &str, schema: &SchemaRef) -> Result<St
     match planned.field(0).data_type() {
         DataType::Boolean => Ok(text),
         other => Err(Mistake::new(format!("a condition must be true or false, this is {other}"))),
+    }
+}
+
+fn other_rows(found: &str) -> Mistake {
+    Mistake::new(format!("{found}; a condition sees one row at a time")).hint("a `sql` stage can do that")
+}
+
+/// Stops at the first query within an expression.
+struct Subqueries;
+
+impl Visitor for Subqueries {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        ControlFlow::Break(())
     }
 }
 
@@ -516,12 +529,13 @@ mod tests {
             ("now() is not null", "`now()`"),
             ("count(*) > 1", "`count`"),
             ("row_number() over (order by row_id) > 3", "`row_number`"),
+            ("draw = (select max(draw) from \"default\")", "a subquery"),
+            ("row_id in (select row_id from \"default\")", "a subquery"),
+            ("exists (select 1)", "a subquery"),
         ] {
             let message = ok(sql).unwrap_err();
             assert!(message.contains(said), "{sql}: {message}");
         }
-        assert!(ok("draw = (select max(draw) from \"default\")").is_err());
-        assert!(ok("exists (select 1)").is_err());
         assert!(ok("").is_err());
     }
 

@@ -146,7 +146,7 @@ impl<'a> Resolver<'a> {
         let mut preimage = step_preimage(stage, self.plan, self.environment)?;
         let step = key::key("step", &Value::Object(preimage.clone()));
         let files = match stage.operator.source() {
-            Some(source) => sources::list(&source, &self.plan.folder).await?,
+            Some(source) => sources::list(&source, &self.plan.folder, &self.environment.cache).await?,
             None => Vec::new(),
         };
         let mut inputs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

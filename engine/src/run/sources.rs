@@ -1,6 +1,7 @@
 //! The files that a source reads: listed before anything is read, then opened in the state in which they were listed.
 
 use std::{
+    collections::BTreeMap,
     path::{Path as FilePath, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use globset::{GlobBuilder, GlobMatcher};
 use object_store::{GetOptions, ObjectStore, path::Path};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{failure::Failure, operator::Source};
@@ -29,11 +31,11 @@ pub struct SourceFile {
     pub source: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Its state: an etag, or on a local disk the modification time, or the content's digest where that is too young.
+    /// Its state: an etag, or on a local disk the digest of its content.
     pub version: String,
 }
 
-/// Files that changed less than this ago may change again within one tick of the file system's clock.
+/// A file that changed less than this ago may change again within one tick of the file system's clock.
 const YOUNG: Duration = Duration::from_secs(2);
 
 impl SourceFile {
@@ -78,17 +80,10 @@ impl SourceFile {
                 Err(error) => Err(error.into()),
             };
         }
-        let file = PathBuf::from(&self.url);
-        let content = tokio::fs::read(&file)
+        let content = tokio::fs::read(&self.url)
             .await
             .map_err(|error| Failure::external(format!("`{}` can't be read: {error}", self.source)))?;
-        let metadata = tokio::fs::metadata(&file).await?;
-        let now = if self.version.starts_with("blake3:") {
-            format!("blake3:{}", blake3::hash(&content).to_hex())
-        } else {
-            modified(&metadata)?
-        };
-        if metadata.len() != self.size || content.len() as u64 != self.size || now != self.version {
+        if content_version(&content) != self.version {
             return Err(changed());
         }
         Ok(content.into())
@@ -100,9 +95,62 @@ impl SourceFile {
     }
 }
 
-fn modified(metadata: &std::fs::Metadata) -> Result<String, Failure> {
-    let since = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("modified:{}", since.as_nanos()))
+fn content_version(content: &[u8]) -> String {
+    format!("blake3:{}", blake3::hash(content).to_hex())
+}
+
+/// What local files held when they were last looked at, so that a file is read once for its key as long as its size and
+/// modification time stay. It can be deleted at any time.
+#[derive(Default, Serialize, Deserialize)]
+struct KnownFiles {
+    /// By absolute path: size, modification time in nanoseconds since 1970, version.
+    files: BTreeMap<String, (u64, u64, String)>,
+    #[serde(skip)]
+    changed: bool,
+}
+
+impl KnownFiles {
+    fn place(cache: &FilePath, root: &FilePath) -> PathBuf {
+        cache.join("sources").join(format!("{}.json", blake3::hash(root.to_string_lossy().as_bytes()).to_hex()))
+    }
+
+    fn load(place: &FilePath) -> Self {
+        std::fs::read(place).ok().and_then(|content| serde_json::from_slice(&content).ok()).unwrap_or_default()
+    }
+
+    /// Failing to remember costs a second look and nothing else.
+    fn save(&self, place: &FilePath) {
+        let Some(folder) = place.parent() else { return };
+        let write = || -> std::io::Result<()> {
+            std::fs::create_dir_all(folder)?;
+            let staging = tempfile::NamedTempFile::new_in(folder)?;
+            serde_json::to_writer(&staging, self)?;
+            staging.persist(place)?;
+            Ok(())
+        };
+        if self.changed && let Err(error) = write() {
+            tracing::debug!(%error, "what the source files hold isn't remembered");
+        }
+    }
+
+    fn version(&mut self, path: &FilePath, metadata: &std::fs::Metadata) -> Result<String, Failure> {
+        let name = path.to_string_lossy().into_owned();
+        let modified = metadata.modified()?;
+        let at = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let at = u64::try_from(at).unwrap_or(0);
+        if let Some((size, then, version)) = self.files.get(&name)
+            && (*size, *then) == (metadata.len(), at)
+        {
+            return Ok(version.clone());
+        }
+        let version = content_version(&std::fs::read(path)?);
+        let settled = modified.elapsed().is_ok_and(|age| age >= YOUNG);
+        if settled {
+            self.files.insert(name, (metadata.len(), at, version.clone()));
+            self.changed = true;
+        }
+        Ok(version)
+    }
 }
 
 fn bucket(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
@@ -116,15 +164,16 @@ fn bucket(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
     Ok((Arc::new(store), path))
 }
 
-/// Lists the files of a source, sorted by path. `folder` is where the pipeline file is.
+/// Lists the files of a source, sorted by path. `folder` is where the pipeline file is; under `cache` stands what local files
+/// were found to hold.
 ///
 /// # Errors
 /// When a path matches nothing, the same relative path comes from two places, or a place can't be listed.
-pub(crate) async fn list(source: &Source, folder: &FilePath) -> Result<Vec<SourceFile>, Failure> {
+pub(crate) async fn list(source: &Source, folder: &FilePath, cache: &FilePath) -> Result<Vec<SourceFile>, Failure> {
     let exclude: Vec<GlobMatcher> = source.exclude.iter().map(|glob| matcher(glob)).collect::<Result<_, _>>()?;
     let mut files: Vec<SourceFile> = Vec::new();
     for written in &source.paths {
-        let found = if written.contains("://") { list_bucket(written).await? } else { list_local(written, folder)? };
+        let found = if written.contains("://") { list_bucket(written).await? } else { list_local(written, folder, cache)? };
         let before = files.len();
         files.extend(found.into_iter().filter(|file| !exclude.iter().any(|glob| glob.is_match(&file.path))));
         if files.len() == before {
@@ -153,9 +202,12 @@ fn fixed_part(path: &str) -> (&str, &str) {
     path.split_at(wild)
 }
 
-fn list_local(written: &str, folder: &FilePath) -> Result<Vec<SourceFile>, Failure> {
+fn list_local(written: &str, folder: &FilePath, cache: &FilePath) -> Result<Vec<SourceFile>, Failure> {
     let (fixed, glob) = fixed_part(written);
     let root = folder.join(fixed);
+    let root = std::path::absolute(&root).unwrap_or(root);
+    let place = KnownFiles::place(cache, &root);
+    let mut known = KnownFiles::load(&place);
     let glob = matcher(glob)?;
     let mut files = Vec::new();
     let mut folders = vec![root.clone()];
@@ -173,12 +225,7 @@ fn list_local(written: &str, folder: &FilePath) -> Result<Vec<SourceFile>, Failu
             };
             if glob.is_match(relative) {
                 let metadata = std::fs::metadata(&path)?;
-                let young = metadata.modified()?.elapsed().map_or(true, |age| age < YOUNG);
-                let version = if young {
-                    format!("blake3:{}", blake3::hash(&std::fs::read(&path)?).to_hex())
-                } else {
-                    modified(&metadata)?
-                };
+                let version = known.version(&path, &metadata)?;
                 files.push(SourceFile {
                     url: path.to_string_lossy().into_owned(),
                     path: relative.to_owned(),
@@ -189,6 +236,7 @@ fn list_local(written: &str, folder: &FilePath) -> Result<Vec<SourceFile>, Failu
             }
         }
     }
+    known.save(&place);
     Ok(files)
 }
 
@@ -283,14 +331,15 @@ mod tests {
     #[tokio::test]
     async fn a_changed_file_is_noticed() {
         let folder = tempfile::tempdir().expect("a folder");
+        let cache = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("a.txt");
         std::fs::write(&file, "one").expect("written");
         let source = Source { paths: vec!["*.txt".into()], exclude: vec![] };
-        let files = list(&source, folder.path()).await.expect("listed");
+        let files = list(&source, folder.path(), cache.path()).await.expect("listed");
         assert_eq!(files[0].read().await.expect("unchanged"), "one");
         std::fs::write(&file, "two").expect("written");
         assert!(files[0].read().await.expect_err("changed").message.contains("changed while"));
         let none = Source { paths: vec!["*.md".into()], exclude: vec![] };
-        assert!(list(&none, folder.path()).await.expect_err("nothing there").message.contains("matches no file"));
+        assert!(list(&none, folder.path(), cache.path()).await.expect_err("nothing there").message.contains("matches no file"));
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn sentence(text: &str, from: usize) -> Option<Span> {
             continue;
         }
         let mut end = at + c.len_utf8();
-        while let Some((at, c)) = chars.next_if(|(_, c)| stop(*c) || closing(*c)) {
+        while let Some((at, c)) = chars.next_if(|(at, c)| at - start < LONGEST && (stop(*c) || closing(*c))) {
             end = at + c.len_utf8();
         }
         let (breaks, next) = gap(text, end);
@@ -222,10 +222,12 @@ mod tests {
         let lines = "word word word\n".repeat(5000);
         assert!(sentences(&lines).iter().all(|(text, _)| text.len() <= LONGEST));
         assert_eq!(sentences(&lines)[0].1, Boundary::Line);
-        let blob = "é".repeat(50_000);
-        let pieces = sentences(&blob);
-        assert_eq!(pieces.iter().map(|(text, _)| text.len()).sum::<usize>(), blob.len());
-        assert_eq!(pieces[0].1, Boundary::Character);
+        for blob in ["é".repeat(50_000), ".".repeat(50_000), "?!\"".repeat(20_000)] {
+            let pieces = sentences(&blob);
+            assert!(pieces.iter().all(|(text, _)| text.len() <= LONGEST + 4));
+            assert_eq!(pieces.iter().map(|(text, _)| text.len()).sum::<usize>(), blob.len());
+            assert_eq!(pieces[0].1, Boundary::Character);
+        }
     }
 
     #[test]

@@ -9,6 +9,9 @@ use super::{
     measure::Measure,
 };
 
+/// How much longer a word may be at the front of a text than behind a space: vocabularies know most words with one.
+const SLACK: usize = 16;
+
 /// How long chunks may be, in the unit of the [`Measure`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -123,7 +126,7 @@ impl Packer {
                 },
             };
             let length = measure.length(&text[self.measured..span.end])?;
-            if length > self.limits.max && measure.length(&text[span.range()])? > self.limits.max {
+            if length + SLACK > self.limits.max && measure.length(&text[span.range()])? > self.limits.max {
                 let parts = finer(text, span);
                 if parts.len() > 1 {
                     for part in parts.into_iter().rev() {

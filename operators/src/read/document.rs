@@ -41,6 +41,9 @@ pub(super) fn of_file(format: Format, source: &str, bytes: &[u8]) -> Result<Pars
     let bytes = without_mark(bytes);
     let content = std::str::from_utf8(bytes)
         .map_err(|error| Reject::new("not_utf8", format!("`{source}`: byte {} isn't UTF-8", error.valid_up_to())))?;
+    if format == Format::Html && html::too_deep(content) {
+        return Err(Reject::new("too_large", format!("the elements of `{source}` are nested too deep")));
+    }
     let parsed = match format {
         Format::Markdown => markdown::parse(content),
         Format::Html => html::parse(content),

@@ -10,6 +10,15 @@ use super::document::Parsed;
 const MOST_ELEMENTS: usize = 200_000;
 const DEEPEST: usize = 512;
 
+/// No page nests its elements this deep; a parser takes time that grows with the square of it.
+const TOO_DEEP: usize = 4096;
+
+/// Elements that hold nothing or that end where the next one begins.
+const NOT_NESTING: [&str; 30] = [
+    "area", "base", "br", "col", "colgroup", "dd", "dt", "embed", "hr", "img", "input", "li", "link", "meta", "optgroup",
+    "option", "p", "param", "rb", "rp", "rt", "source", "tbody", "td", "tfoot", "th", "thead", "tr", "track", "wbr",
+];
+
 /// What is no text, wherever it stands.
 const HIDDEN: &str = "script, style, noscript, template, head, svg, iframe, object";
 
@@ -36,9 +45,27 @@ pub(super) fn parse(source: &str) -> Parsed {
     }
 }
 
-/// The text of a piece of HTML, without looking for an article.
+/// The text of a piece of HTML, without looking for an article. Nothing, if it is nested too deep.
 pub(super) fn plain(source: &str) -> String {
-    whole(source).text
+    if too_deep(source) { String::new() } else { whole(source).text }
+}
+
+/// Whether elements are nested so deep that the page is not for reading. Counts tags, without parsing.
+pub(super) fn too_deep(source: &str) -> bool {
+    let mut depth = 0_usize;
+    for tag in source.split('<').skip(1) {
+        let closes = tag.starts_with('/');
+        let name = tag.trim_start_matches('/');
+        let name = &name[..name.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(name.len())];
+        if name.is_empty() || NOT_NESTING.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+            continue;
+        }
+        depth = if closes { depth.saturating_sub(1) } else { depth + 1 };
+        if depth > TOO_DEEP {
+            return true;
+        }
+    }
+    false
 }
 
 fn whole(source: &str) -> Parsed {
@@ -156,10 +183,13 @@ mod tests {
 
     #[test]
     fn deep_nesting_is_survived() {
-        let deep = format!("{}deep text{}", "<div>".repeat(20_000), "</div>".repeat(20_000));
-        let page = Readability::from(deep.as_str());
-        assert!(!moderate(&page));
-        assert_eq!(parse(&deep).text, "deep text");
+        let nested = |n: usize| format!("{}deep text{}", "<div>".repeat(n), "</div>".repeat(n));
+        assert!(!moderate(&Readability::from(nested(4000).as_str())));
+        assert_eq!(parse(&nested(4000)).text, "deep text");
+        assert!(!too_deep(&nested(4000)) && too_deep(&nested(5000)));
+        assert!(!too_deep(&"<p>word<br><b>x</b>".repeat(10_000)));
+        assert!(too_deep(&"<b id=1>".repeat(5000)));
+        assert_eq!(plain(&nested(5000)), "");
         let wide = "<p>word</p>".repeat(MOST_ELEMENTS / 2 + 10);
         assert!(!moderate(&Readability::from(wide.as_str())));
         assert!(moderate(&Readability::from("<p>word</p>")));

@@ -60,7 +60,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Read>("read", 1).unkeyed(&[
 ///
 /// A document's `doc_id` is its file's path below the fixed part of the glob; in JSONL its own, or else `path#line`. The
 /// same one twice is an error. Text must be UTF-8. A file or line that can't be read is a reject and stops nothing:
-/// `not_utf8`, `empty`, `bad_json`, `wrong_type`, `bad_question`, `too_large` (a line over 64 MiB, a document over 1 GiB).
+/// `not_utf8`, `empty`, `bad_json`, `wrong_type`, `bad_question`, `too_large` (a line over 64 MiB, a document over 1 GiB, a
+/// page nested over 4,096 deep).
 ///
 /// # Ports
 /// None.
