@@ -42,10 +42,10 @@ impl Pipeline {
             overrides.push((name.to_owned(), value.to_owned()));
         }
         let (spec, mut wrong) = spec::parse(&source, &REGISTRY, &overrides, &|name| std::env::var(name).ok());
-        let folder = call.file.parent().unwrap_or(Path::new("")).to_owned();
+        let folder = call.file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
         let mut loaded = None;
         if let Some(spec) = &spec {
-            let (plan, more) = Plan::compile(spec, folder);
+            let (plan, more) = Plan::compile(spec, &REGISTRY, folder);
             wrong.extend(more);
             loaded = plan.map(|plan| Self { plan, store: spec.store.clone() });
         }

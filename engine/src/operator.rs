@@ -25,6 +25,8 @@ pub struct Registry {
     pub planned: &'static [&'static str],
     /// JSON Schema of one entry under `models:`.
     pub model_schema: fn() -> schemars::Schema,
+    /// Whether a model with this entry can answer; if not, why.
+    pub model_ready: fn(&Value) -> Result<(), String>,
     /// What of a model's entry enters keys.
     pub model_identity: fn(&Value) -> Value,
 }

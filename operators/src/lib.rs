@@ -4,7 +4,7 @@
 //! an `impl` of [`ingrain_engine::operator::Operator`], and a `TYPE`, its row of [`OPERATORS`]. Help, JSON Schema and
 //! reference pages are made from these. A new operator needs nothing else but a case file under `tests/operators`.
 //!
-//! Operators know nothing of one another, and the engine knows them only through the table.
+//! The engine knows operators only through the table.
 
 mod bootstrap;
 pub mod checkpoint;
@@ -58,6 +58,7 @@ pub const REGISTRY: Registry = Registry {
     operators: OPERATORS,
     planned: PLANNED,
     model_schema: teachers::model_schema,
+    model_ready: teachers::model_ready,
     model_identity: teachers::model_identity,
 };
 

@@ -15,7 +15,7 @@ use petgraph::{
 use super::{Edge, Plan, Stage, StageIndex, leakage};
 use crate::{
     diagnostic::{Diagnostic, Span, nearest, quoted},
-    operator::{DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, rejects_schema},
+    operator::{DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry, rejects_schema},
     spec::{PortSpec, Reference, Spec, StageSpec},
 };
 
@@ -30,7 +30,7 @@ struct Draft<'a> {
     edges: Vec<(usize, Edge)>,
 }
 
-pub(super) fn compile(spec: &Spec, folder: PathBuf) -> (Option<Plan>, Vec<Diagnostic>) {
+pub(super) fn compile(spec: &Spec, registry: &Registry, folder: PathBuf) -> (Option<Plan>, Vec<Diagnostic>) {
     let mut wrong = Vec::new();
     let places: HashMap<&str, usize> = spec.stages.iter().enumerate().map(|(place, stage)| (stage.name.as_str(), place)).collect();
 
@@ -65,7 +65,7 @@ pub(super) fn compile(spec: &Spec, folder: PathBuf) -> (Option<Plan>, Vec<Diagno
         drafts.push(Draft { spec: stage, operator, outputs: None, inputs: Inputs::default(), edges: Vec::new() });
     }
     for node in &order {
-        bind_stage(names[*node], &mut drafts, spec, &places, &mut wrong);
+        bind_stage(names[*node], &mut drafts, (spec, registry), &places, &mut wrong);
     }
     if !wrong.is_empty() || drafts.iter().any(|draft| draft.outputs.is_none()) {
         return (None, wrong);
@@ -161,7 +161,7 @@ fn cycles(names: &DiGraph<usize, Span>, spec: &Spec) -> Vec<Diagnostic> {
 fn bind_stage<'a>(
     place: usize,
     drafts: &mut [Draft<'a>],
-    spec: &'a Spec,
+    (spec, registry): (&'a Spec, &Registry),
     places: &HashMap<&str, usize>,
     wrong: &mut Vec<Diagnostic>,
 ) {
@@ -227,6 +227,9 @@ fn bind_stage<'a>(
         }
     }
     for (field, model) in operator.models() {
+        if let Some(Err(message)) = spec.models.get(&model).map(registry.model_ready) {
+            wrong.push(Diagnostic::at(stage.span_of(&format!("/{field}")), message).label("this model"));
+        }
         if !spec.models.contains_key(&model) {
             let known = || spec.models.keys().map(String::as_str);
             let help = match nearest(&model, known()) {

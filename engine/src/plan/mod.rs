@@ -12,7 +12,7 @@ pub use petgraph::graph::NodeIndex as StageIndex;
 
 use crate::{
     diagnostic::Diagnostic,
-    operator::{Inputs, Operator, OperatorType, Output},
+    operator::{Inputs, Operator, OperatorType, Output, Registry},
     spec::Spec,
 };
 
@@ -74,8 +74,8 @@ impl Stage {
 
 impl Plan {
     /// Binds a spec. Gives a plan only if nothing is wrong; mistakes downstream of a broken stage are not guessed at.
-    pub fn compile(spec: &Spec, folder: PathBuf) -> (Option<Self>, Vec<Diagnostic>) {
-        bind::compile(spec, folder)
+    pub fn compile(spec: &Spec, registry: &Registry, folder: PathBuf) -> (Option<Self>, Vec<Diagnostic>) {
+        bind::compile(spec, registry, folder)
     }
 
     /// The stages, each after those that it reads.

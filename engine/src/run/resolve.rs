@@ -315,7 +315,7 @@ fn differ(what: &str, old: &Value, new: &Value, differences: &mut Vec<Difference
 }
 
 /// The stage keys of the pipeline's last run that has a record.
-async fn last_run(environment: &Environment, pipeline: &str) -> Result<BTreeMap<String, String>, Failure> {
+pub(crate) async fn last_run(environment: &Environment, pipeline: &str) -> Result<BTreeMap<String, String>, Failure> {
     let store = &environment.store;
     let found = store.list(&Path::from_iter(["runs", pipeline])).await?;
     // Run ids begin with the time.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     context::{Counters, Environment},
-    resolve::{Reason, Resolver, StageKey, Status},
+    resolve::{Reason, Resolver, StageKey, Status, last_run},
     stage::{StageRun, check_yield, main_rows},
 };
 use crate::{
@@ -138,6 +138,17 @@ impl<'a> Run<'a> {
         let mut outcome = Outcome { artifacts: HashMap::new(), executed: 0, failures: Vec::new() };
         let mut lost: HashSet<StageIndex> = HashSet::new();
         let mut keys: BTreeMap<String, Value> = BTreeMap::new();
+        // What is wrong with a source is said before any work is done.
+        for index in &waiting {
+            if self.plan.reads(*index).is_empty()
+                && let Err(failure) = resolver.key(*index, &HashMap::new()).await
+            {
+                self.fail(*index, failure, &mut outcome, &mut lost);
+            }
+        }
+        if !outcome.failures.is_empty() {
+            return Ok(outcome);
+        }
         let mut running = FuturesUnordered::new();
         loop {
             let mut index = 0;
@@ -245,9 +256,15 @@ impl<'a> Run<'a> {
     }
 
     /// Writes the run's record, unless nothing happened that the last one doesn't say.
-    async fn record(&self, started: chrono::DateTime<chrono::Utc>, stages: BTreeMap<String, Value>, outcome: &Outcome) -> Result<(), Failure> {
+    async fn record(&self, started: chrono::DateTime<chrono::Utc>, mut stages: BTreeMap<String, Value>, outcome: &Outcome) -> Result<(), Failure> {
         if outcome.executed == 0 && outcome.failures.is_empty() {
             return Ok(());
+        }
+        // A stage that this run didn't get to is still compared with what it was when one last did.
+        for (name, key) in last_run(&self.environment, &self.plan.pipeline).await? {
+            if self.plan.find(&name).is_some() {
+                stages.entry(name).or_insert_with(|| json!({ "key": key, "executed": false }));
+            }
         }
         let failures: BTreeMap<&str, &Failure> =
             outcome.failures.iter().map(|(index, failure)| (self.plan.stage(*index).name.as_str(), failure)).collect();

@@ -26,9 +26,12 @@ pub(crate) fn runtime(store: &Store, memory: usize) -> Result<Arc<RuntimeEnv>, F
     Ok(runtime)
 }
 
+/// A shuffle has a channel for every pair of partitions: past this many, partitions grow instead and spill.
+const MOST_PARTITIONS: u64 = 256;
+
 /// How many partitions a shuffle of `content_bytes` has: a power of two, from the content alone.
 pub(crate) fn partitions(environment: &Environment, content_bytes: u64) -> usize {
-    let partitions = content_bytes.div_ceil(environment.part_bytes).max(1).next_power_of_two().min(4096);
+    let partitions = content_bytes.div_ceil(environment.part_bytes).max(1).next_power_of_two().min(MOST_PARTITIONS);
     usize::try_from(partitions).unwrap_or(1)
 }
 

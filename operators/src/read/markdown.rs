@@ -49,16 +49,14 @@ fn front_matter(source: &str) -> (Map<String, Value>, &str) {
     }
     let Some(close) = close else { return none };
     let (block, body) = (&inner[..end], &inner[close..]);
-    let lines = block.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
-    let pairs: Vec<_> = lines.map(pair).collect();
-    match pairs.first() {
-        Some(Some(_)) => {}
+    let mut lines = block.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')).peekable();
+    if lines.peek().is_none_or(|line| key(line).is_none()) {
         // Two thematic breaks with text between them.
-        _ => return none,
+        return none;
     }
     let mut metadata = Map::new();
-    for found in pairs {
-        match found {
+    for line in lines {
+        match pair(line) {
             Some((key, value)) => {
                 metadata.insert(key.to_owned(), Value::String(value.to_owned()));
             }
@@ -71,12 +69,17 @@ fn front_matter(source: &str) -> (Map<String, Value>, &str) {
     (metadata, body)
 }
 
-/// A simple `key: value`. Lists, mappings and blocks aren't.
-fn pair(line: &str) -> Option<(&str, &str)> {
+/// The key at the front of a line, and what stands behind its colon.
+fn key(line: &str) -> Option<(&str, &str)> {
     let (key, value) = line.split_once(':')?;
     let simple = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
-    let value = value.strip_prefix([' ', '\t']).unwrap_or(if value.is_empty() { "" } else { return None }).trim();
-    if !simple || value.is_empty() || value.starts_with(['[', '{', '|', '>', '&', '*', '!']) {
+    (simple && (value.is_empty() || value.starts_with([' ', '\t']))).then(|| (key, value.trim()))
+}
+
+/// A simple `key: value`. Lists, mappings and blocks aren't.
+fn pair(line: &str) -> Option<(&str, &str)> {
+    let (key, value) = key(line)?;
+    if value.is_empty() || value.starts_with(['[', '{', '|', '>', '&', '*', '!']) {
         return None;
     }
     let unquoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
@@ -368,7 +371,7 @@ The end[1].
         assert_eq!(serde_json::to_string(&metadata).unwrap(), r#"{"owner":"HR team","url":"https://x.org/a:b"}"#);
 
         let parsed = parse("---\ntags:\n  - a\n---\nText.\n");
-        assert_eq!(parsed.metadata, None);
+        assert_eq!((parsed.metadata.unwrap()["front_matter"].as_str(), parsed.text.as_str()), (Some("tags:\n  - a"), "Text."));
         let parsed = parse("---\nowner: HR\ntags:\n  - a\n---\nText.\n");
         assert_eq!(parsed.metadata.unwrap()["front_matter"], "owner: HR\ntags:\n  - a");
         assert_eq!(parsed.text, "Text.");

@@ -30,6 +30,12 @@ pub fn model_schema() -> schemars::Schema {
         .into_root_schema_for::<ModelConfig>()
 }
 
+/// Whether the model that an entry describes can be asked; if not, why. Does no I/O.
+pub fn model_ready(entry: &Value) -> Result<(), String> {
+    let model = serde_json::from_value::<ModelConfig>(entry.clone()).map_err(|error| error.to_string())?;
+    model.connect().map(|_| ()).map_err(|error| error.to_string())
+}
+
 /// What of a model's entry enters keys. An entry that doesn't describe a model is its own identity: it can't be asked.
 pub fn model_identity(entry: &Value) -> Value {
     serde_json::from_value::<ModelConfig>(entry.clone()).map_or_else(|_| entry.clone(), |model| model.identity())
