@@ -45,7 +45,8 @@ pub(crate) fn operators(name: Option<&str>) -> Result<(), End> {
     if let Some(fields) = schema.get("properties").and_then(Value::as_object) {
         writeln!(stdout, "\n# Fields").map_err(Failure::from)?;
         for (field, schema) in fields {
-            let default = schema.get("default").filter(|default| !default.is_null()).map(|default| format!(" (default {default})"));
+            let default =
+                schema.get("default").filter(|default| !default.is_null()).map(|default| format!(" (default {default})"));
             let about = text(schema.get("description")).replace('\n', " ");
             writeln!(stdout, "- `{field}`{}: {about}", default.unwrap_or_default()).map_err(Failure::from)?;
         }
@@ -81,7 +82,8 @@ pub(crate) fn init(folder: &Path) -> Result<(), End> {
 /// The answer to a command that isn't there.
 pub(crate) fn other(words: &[String]) -> End {
     let word = words.first().map(String::as_str).unwrap_or_default();
-    let message = if LATER.contains(&word) { format!("`{word}` isn't built yet") } else { format!("no command is called `{word}`") };
+    let message =
+        if LATER.contains(&word) { format!("`{word}` isn't built yet") } else { format!("no command is called `{word}`") };
     tell(&format!("error: {message}"), Some("`ingrain --help` lists the commands"));
     End::Told(ExitCode::from(WRONG))
 }

@@ -28,8 +28,9 @@ impl Pipeline {
     /// Reads and checks a file; prints every mistake.
     pub(crate) fn load(call: &FileCall) -> Result<Self, End> {
         let name = call.file.display().to_string();
-        let text = std::fs::read(&call.file)
-            .map_err(|error| Failure::data(format!("`{name}` can't be read: {error}")).hint("`ingrain init` writes a file to start from"))?;
+        let text = std::fs::read(&call.file).map_err(|error| {
+            Failure::data(format!("`{name}` can't be read: {error}")).hint("`ingrain init` writes a file to start from")
+        })?;
         let text = String::from_utf8(text).map_err(|error| {
             Failure::data(format!("`{name}` isn't UTF-8 from byte {}", error.utf8_error().valid_up_to())).hint("save it as UTF-8")
         })?;
@@ -89,7 +90,13 @@ impl Pipeline {
         self.environment(&call.store, &call.device, call.threads.unwrap_or_else(cores), memory).await
     }
 
-    async fn environment(&self, call: &StoreCall, device: &str, threads: usize, memory: usize) -> Result<Arc<Environment>, Failure> {
+    async fn environment(
+        &self,
+        call: &StoreCall,
+        device: &str,
+        threads: usize,
+        memory: usize,
+    ) -> Result<Arc<Environment>, Failure> {
         let beside = |path: &str| self.plan.folder.join(path).to_string_lossy().into_owned();
         let location = match (&call.store, &self.store) {
             (Some(given), _) => given.clone(),
@@ -122,4 +129,3 @@ fn cache() -> Result<std::path::PathBuf, Failure> {
     })?;
     Ok(folder)
 }
-

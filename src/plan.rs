@@ -29,7 +29,8 @@ pub(crate) async fn plan(call: &PlanCall) -> Result<(), End> {
     let width = found.iter().map(|(index, _)| pipeline.plan.stage(*index).name.len()).max().unwrap_or(0);
     for (index, status) in &found {
         let stage = pipeline.plan.stage(*index);
-        let line = if call.json { told(&stage.name, status).to_string() } else { format!("{:width$}  {}", stage.name, said(status)) };
+        let line =
+            if call.json { told(&stage.name, status).to_string() } else { format!("{:width$}  {}", stage.name, said(status)) };
         writeln!(stdout, "{line}").map_err(Failure::from)?;
     }
     let runs = found.iter().filter(|(_, status)| !matches!(status, Status::Hit { .. })).count();
@@ -83,7 +84,9 @@ fn said(status: &Status) -> String {
 
 fn told(stage: &str, status: &Status) -> Value {
     match status {
-        Status::Hit { key, generation, .. } => json!({ "stage": stage, "status": "cached", "key": key.key, "generation": generation }),
+        Status::Hit { key, generation, .. } => {
+            json!({ "stage": stage, "status": "cached", "key": key.key, "generation": generation })
+        }
         Status::Run { key, generation, reasons } => {
             json!({ "stage": stage, "status": "run", "key": key.key, "generation": generation, "reasons": reasons })
         }

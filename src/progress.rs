@@ -68,7 +68,8 @@ impl Progress {
         let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match event {
             Event::Started { stage, .. } => {
-                let style = ProgressStyle::with_template("{spinner} {prefix} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+                let style = ProgressStyle::with_template("{spinner} {prefix} {msg} {elapsed}")
+                    .unwrap_or_else(|_| ProgressStyle::default_spinner());
                 let bar = self.lines.add(ProgressBar::new_spinner().with_style(style));
                 bar.set_prefix(format!("{stage:width$}", width = self.width));
                 bar.enable_steady_tick(Duration::from_millis(120));

@@ -83,15 +83,15 @@ pub(crate) async fn run(call: RunCall) -> Result<(), End> {
     for (stage, failure) in &outcome.failures {
         tell(&format!("error: `{}`: {}", plan.stage(*stage).name, failure.message), failure.hint.as_deref());
     }
-    let stages = outcome.artifacts.len() + outcome.failures.len();
-    let summary = format!(
-        "{} of {} stages ran, {} cached, {} failed, in {:.1} s",
-        outcome.executed,
-        grouped(stages as u64),
-        outcome.artifacts.len().saturating_sub(outcome.executed),
-        outcome.failures.len(),
-        started.elapsed().as_secs_f64()
-    );
+    let counts = [
+        (outcome.executed, "ran"),
+        (outcome.cached, "cached"),
+        (outcome.failures.len(), "failed"),
+        (outcome.skipped, "not run because of these"),
+    ];
+    let counts: Vec<String> =
+        counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{} {word}", grouped(*count as u64))).collect();
+    let summary = format!("stages: {}; {:.1} s", counts.join(", "), started.elapsed().as_secs_f64());
     if call.json {
         emit(&json!({
             "event": "ended", "executed": outcome.executed, "failed": outcome.failures.len(),

@@ -71,11 +71,8 @@ impl RowsDigest {
 
     /// The digest of a whole table: its rows with its schema (names and types), 64 hex digits.
     pub fn of_table(self, schema: &Schema) -> String {
-        let columns: Vec<serde_json::Value> = schema
-            .fields()
-            .iter()
-            .map(|field| serde_json::json!([field.name(), field.data_type().to_string()]))
-            .collect();
+        let columns: Vec<serde_json::Value> =
+            schema.fields().iter().map(|field| serde_json::json!([field.name(), field.data_type().to_string()])).collect();
         crate::key::key("table", &serde_json::json!({ "schema": columns, "rows": self.to_text() }))
     }
 }

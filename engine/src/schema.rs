@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
     datatypes::{Schema, SchemaRef},
-    ipc::{convert::try_schema_from_flatbuffer_bytes, writer::{IpcDataGenerator, IpcWriteOptions}},
+    ipc::{
+        convert::try_schema_from_flatbuffer_bytes,
+        writer::{IpcDataGenerator, IpcWriteOptions},
+    },
 };
 use serde::{Deserialize, Serialize};
 

@@ -14,7 +14,12 @@ fn reading(files: &[(&str, &[u8])], stage: &str) -> Project {
 #[test]
 fn files_that_are_no_documents_become_rejects_by_name() {
     let project = reading(
-        &[("docs/empty.md", b""), ("docs/latin.txt", b"caf\xe9"), ("docs/good.md", b"# Good\n\nA text.\n"), ("docs/also.txt", b"Fine as it is.\n")],
+        &[
+            ("docs/empty.md", b""),
+            ("docs/latin.txt", b"caf\xe9"),
+            ("docs/good.md", b"# Good\n\nA text.\n"),
+            ("docs/also.txt", b"Fine as it is.\n"),
+        ],
         "{ op: read, path: \"docs/*\" }",
     );
     project.ran(&[]);
@@ -81,7 +86,10 @@ fn stores_that_cannot_be_used_are_named() {
 #[test]
 fn a_missing_environment_variable_is_named() {
     let project = Project::new();
-    project.write("pipeline.yaml", "pipeline: env\nstages:\n  documents: { op: read, path: \"${env:INGRAIN_TEST_NOT_SET}/*.md\" }\n");
+    project.write(
+        "pipeline.yaml",
+        "pipeline: env\nstages:\n  documents: { op: read, path: \"${env:INGRAIN_TEST_NOT_SET}/*.md\" }\n",
+    );
     let said = project.run(&[]);
     assert_eq!(said.code, 2);
     assert!(said.stderr.contains("INGRAIN_TEST_NOT_SET"), "{}", said.stderr);

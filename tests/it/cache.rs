@@ -43,7 +43,10 @@ fn comments_order_and_names_run_nothing() {
     let project = project();
     project.ran(&[]);
     let renamed = PIPELINE
-        .replace("chunks: { op: chunk, from: documents, max_characters: 200, overlap_characters: 20 }", "# a comment\n  pieces: { overlap_characters: 20, max_characters: 200, from: documents, op: chunk }")
+        .replace(
+            "chunks: { op: chunk, from: documents, max_characters: 200, overlap_characters: 20 }",
+            "# a comment\n  pieces: { overlap_characters: 20, max_characters: 200, from: documents, op: chunk }",
+        )
         .replace("from: chunks", "from: pieces")
         .replace("{ chunks: chunks }", "{ chunks: pieces }");
     project.write("pipeline.yaml", renamed);
@@ -56,7 +59,11 @@ fn a_changed_field_runs_its_stage_and_what_depends_on_it() {
     project.ran(&[]);
     project.write("pipeline.yaml", PIPELINE.replace("overlap_characters: 20", "overlap_characters: 60"));
     let why = project.call(&["why", "pipeline.yaml", "chunks"]);
-    assert!(String::from_utf8_lossy(&why.stdout).contains("`overlap_characters`: 20 -> 60"), "{}", String::from_utf8_lossy(&why.stdout));
+    assert!(
+        String::from_utf8_lossy(&why.stdout).contains("`overlap_characters`: 20 -> 60"),
+        "{}",
+        String::from_utf8_lossy(&why.stdout)
+    );
     assert_eq!(project.ran(&[]).executed(), ["chunks", "counts", "halves", "long", "unique"]);
     project.write("pipeline.yaml", PIPELINE);
     assert_eq!(project.ran(&[]).executed(), Vec::<&str>::new(), "the first artifacts are still there");

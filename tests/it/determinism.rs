@@ -39,7 +39,8 @@ fn bytes_do_not_depend_on_threads_or_on_the_codec() {
         project.write(&format!("docs/{n}.md"), document(n));
     }
     project.write("pipeline.yaml", PIPELINE);
-    let runs: [(&str, &[&str]); 3] = [("one", &["--threads", "1"]), ("two", &["--threads", "2"]), ("codec", &["--threads", "2", "--round-trip"])];
+    let runs: [(&str, &[&str]); 3] =
+        [("one", &["--threads", "1"]), ("two", &["--threads", "2"]), ("codec", &["--threads", "2", "--round-trip"])];
     for (store, options) in runs {
         let all: Vec<&str> = ["--store", store, "--part-bytes", "1024"].iter().chain(options).copied().collect();
         let said = project.ran(&all);

@@ -31,7 +31,8 @@ fn yaml_in_the_readme_checks() {
     let blocks: Vec<&str> = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!blocks.is_empty());
     for block in blocks {
-        let whole = if block.contains("stages:") { block.to_owned() } else { format!("pipeline: block\nstages:\n{}", indented(block)) };
+        let whole =
+            if block.contains("stages:") { block.to_owned() } else { format!("pipeline: block\nstages:\n{}", indented(block)) };
         checks("README.md", &whole);
     }
 }

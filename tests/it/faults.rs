@@ -1,6 +1,9 @@
 //! kill -9 at many moments of a run, then run again: the tables of an undisturbed run, and no answer asked for twice.
 
-use std::{process::Stdio, time::{Duration, Instant}};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use crate::{
     cache::{document, walk},

@@ -29,7 +29,10 @@ fn check(case: &Case) {
         project.write(name, content);
     }
     let indented: String = case.stages.lines().map(|line| format!("  {line}\n")).collect();
-    project.write("pipeline.yaml", format!("pipeline: case\nseed: 7\nmodels: {{ offline: {{ offline: {{}} }} }}\nstages:\n{indented}"));
+    project.write(
+        "pipeline.yaml",
+        format!("pipeline: case\nseed: 7\nmodels: {{ offline: {{ offline: {{}} }} }}\nstages:\n{indented}"),
+    );
     let said = project.run(&["--round-trip"]);
     if let Some(message) = &case.fails {
         assert_ne!(said.code, 0, "{}: was to fail", case.name);

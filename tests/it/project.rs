@@ -57,7 +57,10 @@ impl Project {
         let output = self.call(&words);
         Said {
             code: output.status.code().unwrap_or(-1),
-            events: String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("one event a line")).collect(),
+            events: String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .map(|line| serde_json::from_str(line).expect("one event a line"))
+                .collect(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
@@ -71,7 +74,8 @@ impl Project {
 
     /// The rows of an output, as `show` gives them.
     pub(crate) fn rows(&self, output: &str, options: &[&str]) -> Vec<Value> {
-        let words: Vec<&str> = ["show", "pipeline.yaml", output, "--json", "--limit", "100000"].iter().chain(options).copied().collect();
+        let words: Vec<&str> =
+            ["show", "pipeline.yaml", output, "--json", "--limit", "100000"].iter().chain(options).copied().collect();
         let shown = self.call(&words);
         assert!(shown.status.success(), "show {output}: {}", String::from_utf8_lossy(&shown.stderr));
         String::from_utf8_lossy(&shown.stdout).lines().map(|line| serde_json::from_str(line).expect("one row a line")).collect()

@@ -15,7 +15,9 @@ use petgraph::{
 use super::{Edge, Plan, Stage, StageIndex, leakage};
 use crate::{
     diagnostic::{Diagnostic, Span, nearest, quoted},
-    operator::{DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry, rejects_schema},
+    operator::{
+        DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry, rejects_schema,
+    },
     spec::{PortSpec, Reference, Spec, StageSpec},
 };
 
@@ -32,7 +34,8 @@ struct Draft<'a> {
 
 pub(super) fn compile(spec: &Spec, registry: &Registry, folder: PathBuf) -> (Option<Plan>, Vec<Diagnostic>) {
     let mut wrong = Vec::new();
-    let places: HashMap<&str, usize> = spec.stages.iter().enumerate().map(|(place, stage)| (stage.name.as_str(), place)).collect();
+    let places: HashMap<&str, usize> =
+        spec.stages.iter().enumerate().map(|(place, stage)| (stage.name.as_str(), place)).collect();
 
     let mut names: DiGraph<usize, Span> = DiGraph::new();
     let nodes: Vec<StageIndex> = (0..spec.stages.len()).map(|place| names.add_node(place)).collect();
@@ -268,7 +271,13 @@ fn bind_stage<'a>(
 
 type PortDemand = (String, Vec<(&'static str, arrow::datatypes::DataType)>, bool);
 
-fn port_of(ports: &Ports, given: &PortSpec, operator: &str, stage: &StageSpec, wrong: &mut Vec<Diagnostic>) -> Option<PortDemand> {
+fn port_of(
+    ports: &Ports,
+    given: &PortSpec,
+    operator: &str,
+    stage: &StageSpec,
+    wrong: &mut Vec<Diagnostic>,
+) -> Option<PortDemand> {
     match (ports, &given.port) {
         (Ports::Any, Some(name)) => Some((name.clone(), Vec::new(), false)),
         (Ports::Any, None) => match given.inputs.as_slice() {
@@ -301,7 +310,9 @@ fn port_of(ports: &Ports, given: &PortSpec, operator: &str, stage: &StageSpec, w
                     None => format!("its ports are {}", quoted(known())),
                 };
                 wrong.push(
-                    Diagnostic::at(given.port_span, format!("`{operator}` has no port `{name}`")).label("unknown port").help(help),
+                    Diagnostic::at(given.port_span, format!("`{operator}` has no port `{name}`"))
+                        .label("unknown port")
+                        .help(help),
                 );
                 None
             }
@@ -327,7 +338,9 @@ fn missing_port(port: &Port, ports: &[Port], operator: &str, stage: &StageSpec) 
     let required: Vec<&str> = ports.iter().filter(|port| !port.optional).map(|port| port.name).collect();
     let help = match required.as_slice() {
         [only] if ports[0].name == *only => "write `from: some_stage`".to_owned(),
-        all => format!("write `from: {{ {} }}`", all.iter().map(|name| format!("{name}: some_stage")).collect::<Vec<_>>().join(", ")),
+        all => {
+            format!("write `from: {{ {} }}`", all.iter().map(|name| format!("{name}: some_stage")).collect::<Vec<_>>().join(", "))
+        }
     };
     let span = if stage.from.is_empty() { stage.name_span } else { stage.span_of("/from") };
     Diagnostic::at(span, format!("nothing arrives at the port `{}` of `{operator}`", port.name)).help(help)
@@ -344,14 +357,21 @@ fn check_columns(
     for (column, r#type) in demanded {
         match output.schema.field_with_name(column) {
             Err(_) => wrong.push(
-                Diagnostic::at(reference.span, format!("the port `{port}` needs a column `{column}`, which `{}` doesn't have", reference.stage))
-                    .label("lacks a column")
-                    .help(format!("its columns are {}", quoted(columns()))),
+                Diagnostic::at(
+                    reference.span,
+                    format!("the port `{port}` needs a column `{column}`, which `{}` doesn't have", reference.stage),
+                )
+                .label("lacks a column")
+                .help(format!("its columns are {}", quoted(columns()))),
             ),
             Ok(field) if !same_type(field.data_type(), r#type) => wrong.push(
                 Diagnostic::at(
                     reference.span,
-                    format!("the port `{port}` needs `{column}` as {type}, but `{}` has it as {}", reference.stage, field.data_type()),
+                    format!(
+                        "the port `{port}` needs `{column}` as {type}, but `{}` has it as {}",
+                        reference.stage,
+                        field.data_type()
+                    ),
                 )
                 .label("wrong column type")
                 .help("change it in an `op: sql` stage between the two"),

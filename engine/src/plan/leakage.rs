@@ -32,15 +32,19 @@ pub(super) fn check(plan: &Plan, spec: &Spec) -> Vec<Diagnostic> {
             }
         }
         let made: HashSet<OutputOf<'_>> = questions.into_iter().flat_map(|output| makers(plan, output)).collect();
-        let mut shared: Vec<String> = made.intersection(&trained_on).map(|(stage, output)| format!("`{}` ({output})", plan.stage(*stage).name)).collect();
+        let mut shared: Vec<String> =
+            made.intersection(&trained_on).map(|(stage, output)| format!("`{}` ({output})", plan.stage(*stage).name)).collect();
         shared.sort();
         if let Some(first) = shared.first() {
             let at = spec.stages.iter().find(|written| written.name == stage.name);
             let span = at.map(|written| written.span_of("/from")).unwrap_or_default();
             leaks.push(
-                Diagnostic::at(span, format!("`{}` questions a model with rows that it is trained on: they come from {first}", stage.name))
-                    .label("trained on")
-                    .help("hold rows out with `op: split`, question with another source, or say `allow_leakage: true`"),
+                Diagnostic::at(
+                    span,
+                    format!("`{}` questions a model with rows that it is trained on: they come from {first}", stage.name),
+                )
+                .label("trained on")
+                .help("hold rows out with `op: split`, question with another source, or say `allow_leakage: true`"),
             );
         }
     }

@@ -96,7 +96,9 @@ impl Plan {
     /// What a stage reads: by port and place in the port's list, the stage and its output.
     pub fn reads(&self, index: StageIndex) -> BTreeMap<(&str, usize), (StageIndex, &str)> {
         let edges = self.graph.edges_directed(index, Direction::Incoming);
-        edges.map(|edge| ((edge.weight().port.as_str(), edge.weight().position), (edge.source(), edge.weight().output.as_str()))).collect()
+        edges
+            .map(|edge| ((edge.weight().port.as_str(), edge.weight().position), (edge.source(), edge.weight().output.as_str())))
+            .collect()
     }
 
     /// The stages that read this one.

@@ -14,9 +14,7 @@ mod worker;
 mod write;
 
 pub use self::{
-    context::{
-        Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, StreamContext, Task, TaskContext,
-    },
+    context::{Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, StreamContext, Task, TaskContext},
     resolve::{Difference, Reason, Resolver, StageKey, Status, why},
     schedule::{Event, Outcome, Run, RunOptions, StageReport},
     session::default_memory,

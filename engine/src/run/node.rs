@@ -19,7 +19,8 @@ use datafusion::{
     execution::{SendableRecordBatchStream, TaskContext},
     physical_expr::{EquivalenceProperties, LexOrdering, OrderingRequirements, PhysicalExpr, PhysicalSortExpr, expressions::col},
     physical_plan::{
-        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
+        DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, ExecutionPlanProperties, Partitioning, PlanProperties,
+        distribution_requirements::InputDistributionRequirements,
         execution_plan::{Boundedness, EmissionType},
         stream::RecordBatchStreamAdapter,
     },
@@ -74,11 +75,17 @@ pub(crate) struct StageWork {
 /// What a partition of a stage reads, for the name of its record.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum PartitionSource {
-    /// One input part each, scanned in its order: digests by the part's path.
-    Parts(BTreeMap<String, String>),
+    /// One input part each, scanned in its order.
+    Parts {
+        /// Digests of the parts' cells, by path.
+        digests: BTreeMap<String, String>,
+        /// What else a partition's output follows from: the columns of the parts, and what arrives at the other ports.
+        beside: String,
+    },
     /// One group of source files each: digests by partition.
     Files(Vec<String>),
-    /// A share of a query's result, sorted by `row_id`: the digest of all that the query reads.
+    /// The rows of a query's result whose `row_id` falls into the partition's hash bucket, sorted by `row_id`: the digest of
+    /// all that the query reads.
     Query(String),
 }
 
@@ -120,8 +127,11 @@ impl StageExec {
             PartitionSource::Query(digest) => {
                 Ok(json!({ "query": digest, "partition": partition, "of": self.input.output_partitioning().partition_count() }))
             }
-            PartitionSource::Files(digests) => Ok(json!({ "files": digests.get(partition) })),
-            PartitionSource::Parts(digests) => {
+            PartitionSource::Files(digests) => match digests.get(partition) {
+                Some(digest) => Ok(json!({ "files": digest })),
+                None => Err(Failure::bug(format!("no group of files is partition {partition}"))),
+            },
+            PartitionSource::Parts { digests, beside } => {
                 let scan = self.input.downcast_ref::<DataSourceExec>();
                 let scan = scan.and_then(|scan| {
                     let source: &dyn std::any::Any = scan.data_source().as_ref();
@@ -131,7 +141,7 @@ impl StageExec {
                 let group = group.ok_or_else(|| Failure::bug("a stage without a query doesn't scan parts"))?;
                 let parts: Option<Vec<&String>> = group.iter().map(|file| digests.get(file.path().as_ref())).collect();
                 match parts {
-                    Some(parts) => Ok(json!({ "parts": parts })),
+                    Some(parts) => Ok(json!({ "parts": parts, "beside": beside })),
                     None => Err(Failure::bug("a scan reads a part that the stage doesn't know")),
                 }
             }
@@ -164,9 +174,20 @@ impl ExecutionPlan for StageExec {
     fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
         let ordering = match self.work.partitioning {
             PartitionSource::Query(_) => by_row_id(&self.input.schema()).ok().map(OrderingRequirements::from),
-            PartitionSource::Parts(_) | PartitionSource::Files(_) => None,
+            PartitionSource::Parts { .. } | PartitionSource::Files(_) => None,
         };
         vec![ordering]
+    }
+
+    fn input_distribution_requirements(&self) -> InputDistributionRequirements {
+        let distribution = match self.work.partitioning {
+            PartitionSource::Query(_) => match col("row_id", &self.input.schema()) {
+                Ok(row_id) => Distribution::KeyPartitioned(vec![row_id]),
+                Err(_) => Distribution::UnspecifiedDistribution,
+            },
+            PartitionSource::Parts { .. } | PartitionSource::Files(_) => Distribution::UnspecifiedDistribution,
+        };
+        InputDistributionRequirements::new(vec![distribution])
     }
 
     fn benefits_from_input_partitioning(&self) -> Vec<bool> {
@@ -177,7 +198,10 @@ impl ExecutionPlan for StageExec {
         vec![&self.input]
     }
 
-    fn apply_expressions(&self, _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
         Ok(TreeNodeRecursion::Continue)
     }
 
@@ -211,7 +235,8 @@ impl ExecutionPlan for StageExec {
 pub(crate) fn panicked(operator: &str, panic: &(dyn std::any::Any + Send)) -> Failure {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-    Failure::bug(format!("the operator `{operator}` panicked: {text}")).hint("this is a mistake in the operator: please report it")
+    Failure::bug(format!("the operator `{operator}` panicked: {text}"))
+        .hint("this is a mistake in the operator: please report it")
 }
 
 async fn run_partition(
@@ -322,8 +347,11 @@ async fn committed(environment: &Environment, path: &Path) -> Result<Option<Part
         let mut whole = true;
         for part in record.outputs.values().flatten() {
             use object_store::ObjectStoreExt;
-            let head = store.objects().head(&Path::from(part.path.as_str())).await;
-            whole &= head.is_ok_and(|meta| meta.size == part.bytes);
+            match store.objects().head(&Path::from(part.path.as_str())).await {
+                Ok(meta) => whole &= meta.size == part.bytes,
+                Err(object_store::Error::NotFound { .. }) => whole = false,
+                Err(error) => return Err(error.into()),
+            }
         }
         if whole {
             return Ok(Some(record));

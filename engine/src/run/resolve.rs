@@ -129,12 +129,14 @@ pub struct Resolver<'a> {
     environment: &'a Environment,
     forced: HashSet<StageIndex>,
     previous: OnceCell<BTreeMap<String, String>>,
+    /// What each source was found to hold: a run reads the files of one listing.
+    listed: tokio::sync::Mutex<HashMap<StageIndex, Vec<SourceFile>>>,
 }
 
 impl<'a> Resolver<'a> {
     /// A resolver for `plan`; the stages in `forced` run whatever the store has.
     pub fn new(plan: &'a Plan, environment: &'a Environment, forced: HashSet<StageIndex>) -> Self {
-        Self { plan, environment, forced, previous: OnceCell::new() }
+        Self { plan, environment, forced, previous: OnceCell::new(), listed: tokio::sync::Mutex::default() }
     }
 
     /// The key of a stage, given the artifacts of those that it reads.
@@ -146,13 +148,25 @@ impl<'a> Resolver<'a> {
         let mut preimage = step_preimage(stage, self.plan, self.environment)?;
         let step = key::key("step", &Value::Object(preimage.clone()));
         let files = match stage.operator.source() {
-            Some(source) => sources::list(&source, &self.plan.folder, &self.environment.cache).await?,
+            Some(source) => {
+                let mut listed = self.listed.lock().await;
+                match listed.get(&index) {
+                    Some(files) => files.clone(),
+                    None => {
+                        let files = sources::list(&source, &self.plan.folder, &self.environment.cache).await?;
+                        listed.insert(index, files.clone());
+                        files
+                    }
+                }
+            }
             None => Vec::new(),
         };
         let mut inputs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for ((port, _), (above, output)) in self.plan.reads(index) {
             let table = upstream.get(&above).and_then(|manifest| manifest.outputs.get(output));
-            let table = table.ok_or_else(|| Failure::bug(format!("no output `{output}` in the artifact of `{}`", self.plan.stage(above).name)))?;
+            let table = table.ok_or_else(|| {
+                Failure::bug(format!("no output `{output}` in the artifact of `{}`", self.plan.stage(above).name))
+            })?;
             inputs.entry(port).or_default().push(&table.digest);
         }
         preimage.insert("inputs".into(), json!(inputs));
@@ -175,6 +189,7 @@ impl<'a> Resolver<'a> {
             .collect();
         if !waits.is_empty() {
             let mut after = waits;
+            after.sort();
             after.dedup();
             return Ok(Status::Unknown { after });
         }
@@ -280,7 +295,9 @@ fn step_preimage(stage: &Stage, plan: &Plan, environment: &Environment) -> Resul
     }
     let names = stage.operator.gathers().then(|| {
         let ports = stage.inputs.ports.iter();
-        ports.map(|(port, inputs)| (port.clone(), inputs.iter().map(|input| &input.name).collect::<Vec<_>>())).collect::<BTreeMap<_, _>>()
+        ports
+            .map(|(port, inputs)| (port.clone(), inputs.iter().map(|input| &input.name).collect::<Vec<_>>()))
+            .collect::<BTreeMap<_, _>>()
     });
     let relational = matches!(stage.operator.lower(&stage.inputs), Lowering::Rows { query: Some(_), .. });
     let mut preimage = Map::new();

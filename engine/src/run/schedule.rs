@@ -94,8 +94,12 @@ pub struct StageReport {
 pub struct Outcome {
     /// The artifacts, by stage.
     pub artifacts: HashMap<StageIndex, Arc<Manifest>>,
-    /// How many stages ran.
+    /// How many stages ran and were committed.
     pub executed: usize,
+    /// How many were there already.
+    pub cached: usize,
+    /// How many need a stage that failed.
+    pub skipped: usize,
     /// Failures by stage, in the order in which they happened.
     pub failures: Vec<(StageIndex, Failure)>,
 }
@@ -134,8 +138,9 @@ impl<'a> Run<'a> {
         };
         let resolver = Resolver::new(self.plan, &self.environment, self.options.force.clone());
         let device = tokio::sync::Semaphore::new(1);
-        let mut waiting: Vec<StageIndex> = self.plan.stages().map(|(index, _)| index).filter(|index| wanted.contains(index)).collect();
-        let mut outcome = Outcome { artifacts: HashMap::new(), executed: 0, failures: Vec::new() };
+        let mut waiting: Vec<StageIndex> =
+            self.plan.stages().map(|(index, _)| index).filter(|index| wanted.contains(index)).collect();
+        let mut outcome = Outcome { artifacts: HashMap::new(), executed: 0, cached: 0, skipped: 0, failures: Vec::new() };
         let mut lost: HashSet<StageIndex> = HashSet::new();
         let mut keys: BTreeMap<String, Value> = BTreeMap::new();
         // What is wrong with a source is said before any work is done.
@@ -156,11 +161,16 @@ impl<'a> Run<'a> {
                 let stage = waiting[index];
                 let above: Vec<StageIndex> = self.plan.reads(stage).into_values().map(|(above, _)| above).collect();
                 if above.iter().any(|above| lost.contains(above)) {
-                    let mut because: Vec<String> =
-                        above.iter().filter(|above| lost.contains(above)).map(|above| self.plan.stage(*above).name.clone()).collect();
+                    let mut because: Vec<String> = above
+                        .iter()
+                        .filter(|above| lost.contains(above))
+                        .map(|above| self.plan.stage(*above).name.clone())
+                        .collect();
+                    because.sort();
                     because.dedup();
                     (self.tell)(Event::Skipped { stage: self.plan.stage(stage).name.clone(), because });
                     lost.insert(stage);
+                    outcome.skipped += 1;
                     waiting.remove(index);
                 } else if above.iter().all(|above| outcome.artifacts.contains_key(above)) {
                     let upstream: HashMap<_, _> = above.iter().map(|above| (*above, outcome.artifacts[above].clone())).collect();
@@ -173,9 +183,13 @@ impl<'a> Run<'a> {
             let Some((stage, result)) = running.next().await else { break };
             match result {
                 Ok((manifest, key, executed)) => {
-                    outcome.executed += usize::from(executed);
-                    let digests: BTreeMap<&String, &String> = manifest.outputs.iter().map(|(name, table)| (name, &table.digest)).collect();
-                    keys.insert(self.plan.stage(stage).name.clone(), json!({ "key": key.key, "executed": executed, "digests": digests }));
+                    *(if executed { &mut outcome.executed } else { &mut outcome.cached }) += 1;
+                    let digests: BTreeMap<&String, &String> =
+                        manifest.outputs.iter().map(|(name, table)| (name, &table.digest)).collect();
+                    keys.insert(
+                        self.plan.stage(stage).name.clone(),
+                        json!({ "key": key.key, "executed": executed, "digests": digests }),
+                    );
                     let gate = check_yield(self.plan.stage(stage), &manifest);
                     outcome.artifacts.insert(stage, Arc::new(manifest));
                     if let Err(failure) = gate {
@@ -224,7 +238,15 @@ impl<'a> Run<'a> {
             Status::Unknown { after } => return Err(Failure::bug(format!("stages {after:?} were to run first"))),
         };
         let _device = match stage.operator.resource() {
-            Resource::Device => Some(device.acquire().await.map_err(|error| Failure::bug(error.to_string()))?),
+            Resource::Device => {
+                let permit = device.acquire().await.map_err(|error| Failure::bug(error.to_string()))?;
+                // A stage of the same key may have had the device meanwhile.
+                if let Status::Hit { key, manifest, .. } = resolver.status(index, &upstream).await? {
+                    (self.tell)(Event::Cached { stage: stage.name.clone(), rows: main_rows(&manifest) });
+                    return Ok(((*manifest).clone(), key, false));
+                }
+                Some(permit)
+            }
             Resource::None | Resource::Teacher => None,
         };
         (self.tell)(Event::Started { stage: stage.name.clone(), reasons: reasons.iter().map(Reason::to_string).collect() });
@@ -256,7 +278,12 @@ impl<'a> Run<'a> {
     }
 
     /// Writes the run's record, unless nothing happened that the last one doesn't say.
-    async fn record(&self, started: chrono::DateTime<chrono::Utc>, mut stages: BTreeMap<String, Value>, outcome: &Outcome) -> Result<(), Failure> {
+    async fn record(
+        &self,
+        started: chrono::DateTime<chrono::Utc>,
+        mut stages: BTreeMap<String, Value>,
+        outcome: &Outcome,
+    ) -> Result<(), Failure> {
         if outcome.executed == 0 && outcome.failures.is_empty() {
             return Ok(());
         }

@@ -29,6 +29,9 @@ pub(crate) fn runtime(store: &Store, memory: usize) -> Result<Arc<RuntimeEnv>, F
 /// A shuffle has a channel for every pair of partitions: past this many, partitions grow instead and spill.
 const MOST_PARTITIONS: u64 = 256;
 
+/// Partitions between the steps inside a query. They don't show in its result, which is partitioned by `row_id` at its end.
+const MOST_IN_A_QUERY: usize = 16;
+
 /// How many partitions a shuffle of `content_bytes` has: a power of two, from the content alone.
 pub(crate) fn partitions(environment: &Environment, content_bytes: u64) -> usize {
     let partitions = content_bytes.div_ceil(environment.part_bytes).max(1).next_power_of_two().min(MOST_PARTITIONS);
@@ -36,15 +39,21 @@ pub(crate) fn partitions(environment: &Environment, content_bytes: u64) -> usize
 }
 
 /// A session with everything off that makes a result depend on the machine or on timing.
-pub(crate) fn context(environment: &Environment, partitions: usize) -> SessionContext {
-    SessionContext::new_with_config_rt(config(partitions), environment.runtime.clone())
+pub(crate) fn context(environment: &Environment, partitions: usize, batch_rows: usize) -> SessionContext {
+    SessionContext::new_with_config_rt(config(partitions.min(MOST_IN_A_QUERY), batch_rows), environment.runtime.clone())
+}
+
+/// Rows of a batch for a table of this width: about 128 KiB, since sorts and merges reserve memory by the batch.
+pub(crate) fn batch_rows(content_bytes: u64, rows: u64) -> usize {
+    let width = (content_bytes / rows.max(1)).max(1);
+    usize::try_from(((128 << 10) / width).clamp(1, 8192)).unwrap_or(512)
 }
 
 /// The session settings.
-pub(crate) fn config(partitions: usize) -> SessionConfig {
+pub(crate) fn config(partitions: usize, batch_rows: usize) -> SessionConfig {
     let mut config = SessionConfig::new()
         .with_target_partitions(partitions)
-        .with_batch_size(512)
+        .with_batch_size(batch_rows)
         .with_round_robin_repartition(false)
         .with_repartition_file_scans(false)
         .with_sort_spill_reservation_bytes(1 << 20);

@@ -1,7 +1,7 @@
 //! The files that a source reads: listed before anything is read, then opened in the state in which they were listed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path as FilePath, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -91,7 +91,7 @@ impl SourceFile {
 
     /// What of it enters a key.
     pub(crate) fn identity(&self) -> Value {
-        json!([self.path, self.size, self.version])
+        json!([self.path, self.source, self.size, self.version])
     }
 }
 
@@ -128,7 +128,9 @@ impl KnownFiles {
             staging.persist(place)?;
             Ok(())
         };
-        if self.changed && let Err(error) = write() {
+        if self.changed
+            && let Err(error) = write()
+        {
             tracing::debug!(%error, "what the source files hold isn't remembered");
         }
     }
@@ -143,7 +145,9 @@ impl KnownFiles {
         {
             return Ok(version.clone());
         }
-        let version = content_version(&std::fs::read(path)?);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(std::fs::File::open(path)?)?;
+        let version = format!("blake3:{}", hasher.finalize().to_hex());
         let settled = modified.elapsed().is_ok_and(|age| age >= YOUNG);
         if settled {
             self.files.insert(name, (metadata.len(), at, version.clone()));
@@ -173,7 +177,8 @@ pub(crate) async fn list(source: &Source, folder: &FilePath, cache: &FilePath) -
     let exclude: Vec<GlobMatcher> = source.exclude.iter().map(|glob| matcher(glob)).collect::<Result<_, _>>()?;
     let mut files: Vec<SourceFile> = Vec::new();
     for written in &source.paths {
-        let found = if written.contains("://") { list_bucket(written).await? } else { list_local(written, folder, cache)? };
+        let found =
+            if written.contains("://") { list_bucket(written).await? } else { list_local_apart(written, folder, cache).await? };
         let before = files.len();
         files.extend(found.into_iter().filter(|file| !exclude.iter().any(|glob| glob.is_match(&file.path))));
         if files.len() == before {
@@ -198,8 +203,19 @@ fn matcher(glob: &str) -> Result<GlobMatcher, Failure> {
 /// Splits a path into the part without wildcards and the glob below it.
 fn fixed_part(path: &str) -> (&str, &str) {
     let wildcard = path.find(['*', '?', '[', '{']).unwrap_or(path.len());
-    let wild = if wildcard == path.len() { path.rfind('/').map_or(0, |at| at + 1) } else { path[..wildcard].rfind('/').map_or(0, |at| at + 1) };
+    let wild = if wildcard == path.len() {
+        path.rfind('/').map_or(0, |at| at + 1)
+    } else {
+        path[..wildcard].rfind('/').map_or(0, |at| at + 1)
+    };
     path.split_at(wild)
+}
+
+/// Walks a folder on a thread of its own: a large one, or one on a slow disk, must not hold up the run.
+async fn list_local_apart(written: &str, folder: &FilePath, cache: &FilePath) -> Result<Vec<SourceFile>, Failure> {
+    let (written, folder, cache) = (written.to_owned(), folder.to_owned(), cache.to_owned());
+    let walk = tokio::task::spawn_blocking(move || list_local(&written, &folder, &cache));
+    walk.await.map_err(|error| Failure::bug(format!("listing files ended: {error}")))?
 }
 
 fn list_local(written: &str, folder: &FilePath, cache: &FilePath) -> Result<Vec<SourceFile>, Failure> {
@@ -211,10 +227,21 @@ fn list_local(written: &str, folder: &FilePath, cache: &FilePath) -> Result<Vec<
     let glob = matcher(glob)?;
     let mut files = Vec::new();
     let mut folders = vec![root.clone()];
+    let mut seen = HashSet::new();
     while let Some(next) = folders.pop() {
-        let Ok(entries) = std::fs::read_dir(&next) else { continue };
-        for entry in entries {
-            let path = entry?.path();
+        let unreadable = |error: std::io::Error| Failure::external(format!("`{}` can't be read: {error}", next.display()));
+        let entries = match std::fs::read_dir(&next) {
+            Ok(entries) => entries,
+            Err(error) if next == root && error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(unreadable(error)),
+        };
+        // A link may lead back up.
+        if !seen.insert(std::fs::canonicalize(&next).map_err(unreadable)?) {
+            continue;
+        }
+        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().map_err(unreadable)?;
+        paths.sort();
+        for path in paths {
             if path.is_dir() {
                 folders.push(path);
                 continue;
@@ -224,7 +251,11 @@ fn list_local(written: &str, folder: &FilePath, cache: &FilePath) -> Result<Vec<
                 return Err(Failure::data(format!("the file name `{}` isn't UTF-8", relative.display())).hint("rename it"));
             };
             if glob.is_match(relative) {
-                let metadata = std::fs::metadata(&path)?;
+                let metadata = std::fs::metadata(&path)
+                    .map_err(|error| Failure::external(format!("`{fixed}{relative}` can't be read: {error}")))?;
+                if !metadata.is_file() {
+                    return Err(Failure::data(format!("`{fixed}{relative}` is no file")).hint("leave it out with `exclude`"));
+                }
                 let version = known.version(&path, &metadata)?;
                 files.push(SourceFile {
                     url: path.to_string_lossy().into_owned(),
@@ -285,14 +316,27 @@ pub(crate) fn group(files: &[SourceFile], group_bytes: u64) -> Result<FileGroups
     }
     groups.retain(|group| !group.is_empty());
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
-    let schema =
-        Arc::new(Schema::new(vec![text("url"), text("path"), text("source"), Field::new("size", DataType::UInt64, false), text("version")]));
+    let schema = Arc::new(Schema::new(vec![
+        text("url"),
+        text("path"),
+        text("source"),
+        Field::new("size", DataType::UInt64, false),
+        text("version"),
+    ]));
     let mut partitions = Vec::new();
     let mut digests = Vec::new();
     for group in groups {
-        let column = |of: fn(&SourceFile) -> &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(group.iter().map(|file| of(file)))) };
+        let column = |of: fn(&SourceFile) -> &str| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(group.iter().map(|file| of(file))))
+        };
         let sizes: ArrayRef = Arc::new(UInt64Array::from_iter_values(group.iter().map(|file| file.size)));
-        let columns = vec![column(|file| &file.url), column(|file| &file.path), column(|file| &file.source), sizes, column(|file| &file.version)];
+        let columns = vec![
+            column(|file| &file.url),
+            column(|file| &file.path),
+            column(|file| &file.source),
+            sizes,
+            column(|file| &file.version),
+        ];
         partitions.push(vec![RecordBatch::try_new(schema.clone(), columns)?]);
         let identity: Vec<Value> = group.iter().map(|file| file.identity()).collect();
         digests.push(crate::key::key("files", &identity.into()));

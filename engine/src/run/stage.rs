@@ -8,7 +8,8 @@ use std::{
 use arrow::array::AsArray;
 use datafusion::{
     datasource::memory::MemorySourceConfig,
-    physical_plan::{ExecutionPlan, ExecutionPlanProperties, sorts::sort::SortExec},
+    physical_expr::expressions::col,
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, Partitioning, repartition::RepartitionExec, sorts::sort::SortExec},
 };
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
@@ -62,7 +63,7 @@ impl StageRun<'_> {
             Lowering::Rows { query, stream } => {
                 let unique = query.as_ref().is_some_and(|query| query.unique) || stage.operator.source().is_some();
                 let plan = self.physical(query.map(|query| query.sql), stream.is_some(), &tables).await?;
-                (self.partitions(plan).await?, unique)
+                (self.partitions(plan, self.batch_rows(&tables)).await?, unique)
             }
         };
         let manifest = self.manifest(records);
@@ -101,6 +102,11 @@ impl StageRun<'_> {
         Ok(tables)
     }
 
+    fn batch_rows(&self, tables: &BTreeMap<String, Vec<Table>>) -> usize {
+        let tables = || tables.values().flatten();
+        session::batch_rows(tables().map(|table| table.manifest().content_bytes()).sum(), tables().map(Table::rows).sum())
+    }
+
     fn outputs(&self) -> BTreeMap<String, SchemaBytes> {
         self.stage().outputs.iter().map(|output| (output.name.clone(), SchemaBytes::new(&output.schema))).collect()
     }
@@ -128,7 +134,11 @@ impl StageRun<'_> {
         };
         match stage.operator.resource() {
             Resource::Device => run_in_child(work, self.environment, self.counters.clone()).await,
-            Resource::None | Resource::Teacher => run_task(&work, self.environment.clone(), self.counters.clone()).await,
+            Resource::None | Resource::Teacher => {
+                // A task of its own: what it computes between two awaits must not hold up the other stages.
+                let (environment, counters) = (self.environment.clone(), self.counters.clone());
+                Abort(tokio::spawn(async move { run_task(&work, environment, counters).await })).await
+            }
         }
     }
 
@@ -143,9 +153,12 @@ impl StageRun<'_> {
         let (input, partitioning): (Arc<dyn ExecutionPlan>, _) = if let Some(sql) = query {
             let bytes = tables.values().flatten().map(|table| table.manifest().content_bytes()).sum();
             let partitions = session::partitions(self.environment, bytes);
-            let context = session::context(self.environment, partitions);
-            table::register(&context, tables, partitions)?;
+            let context = session::context(self.environment, partitions, self.batch_rows(tables));
+            table::register(&context, tables)?;
             let plan = context.sql(&sql).await?.create_physical_plan().await?;
+            // Which partition a row is in follows from its id, whatever plan and scan groups it came through.
+            let row_id = col("row_id", &plan.schema())?;
+            let plan = Arc::new(RepartitionExec::try_new(plan, Partitioning::Hash(vec![row_id], partitions))?);
             let ordering = by_row_id(&plan.schema())?;
             let sorted = Arc::new(SortExec::new(ordering, plan).with_preserve_partitioning(true));
             (sorted, PartitionSource::Query(key::key("query inputs", &self.key.preimage["inputs"])))
@@ -164,7 +177,14 @@ impl StageRun<'_> {
                 return Ok(None);
             }
             let digests = parts.iter().map(|part| (part.path.clone(), part.digest.clone())).collect();
-            (scan(main.schema().clone(), parts.iter().map(|part| vec![part]).collect(), None)?, PartitionSource::Parts(digests))
+            let others: BTreeMap<&str, Vec<&str>> = tables
+                .iter()
+                .filter(|(port, _)| ports.first().is_none_or(|first| first.name != port.as_str()))
+                .map(|(port, tables)| (port.as_str(), tables.iter().map(Table::digest).collect()))
+                .collect();
+            let beside = key::key("beside", &json!({ "columns": main.manifest().columns, "ports": others }));
+            let scan = scan(main.schema().clone(), parts.iter().map(|part| vec![part]).collect(), None)?;
+            (scan, PartitionSource::Parts { digests, beside })
         };
         let work = StageWork {
             operator: stage.operator_type.name.to_owned(),
@@ -189,11 +209,11 @@ impl StageRun<'_> {
     }
 
     /// Runs every partition of a stage plan and gives their records in the order of the partitions.
-    async fn partitions(&self, plan: Option<Arc<dyn ExecutionPlan>>) -> Result<Vec<PartitionRecord>, Failure> {
+    async fn partitions(&self, plan: Option<Arc<dyn ExecutionPlan>>, batch_rows: usize) -> Result<Vec<PartitionRecord>, Failure> {
         let Some(plan) = plan else { return Ok(Vec::new()) };
         let count = plan.output_partitioning().partition_count();
         let runtime = StageRuntime { environment: self.environment.clone(), counters: self.counters.clone() };
-        let config = session::config(count).with_extension(Arc::new(runtime));
+        let config = session::config(count, batch_rows).with_extension(Arc::new(runtime));
         let session = datafusion::prelude::SessionContext::new_with_config_rt(config, self.environment.runtime.clone());
         let plan = if self.round_trip { codec::round_trip(plan, &session.task_ctx())? } else { plan };
         self.counters.partitions.store(count as u64, Ordering::Relaxed);
@@ -206,11 +226,20 @@ impl StageRun<'_> {
                 async move {
                     let _slot = match asks {
                         true => None,
-                        false => Some(self.environment.slots.clone().acquire_owned().await.map_err(|error| Failure::bug(error.to_string()))?),
+                        false => Some(
+                            self.environment
+                                .slots
+                                .clone()
+                                .acquire_owned()
+                                .await
+                                .map_err(|error| Failure::bug(error.to_string()))?,
+                        ),
                     };
                     let work = async move {
                         let batches: Vec<_> = plan.execute(partition, context)?.try_collect().await?;
-                        let text = batches.first().and_then(|batch| batch.column(0).as_string_opt::<i32>().map(|text| text.value(0).to_owned()));
+                        let text = batches
+                            .first()
+                            .and_then(|batch| batch.column(0).as_string_opt::<i32>().map(|text| text.value(0).to_owned()));
                         let text = text.ok_or_else(|| Failure::bug("a partition without a record"))?;
                         serde_json::from_str(&text).map_err(|error| Failure::bug(error.to_string()))
                     };
@@ -233,7 +262,8 @@ impl StageRun<'_> {
             .outputs
             .iter()
             .map(|output| {
-                let parts: Vec<Part> = records.iter().filter_map(|record| record.outputs.get(&output.name)).flatten().cloned().collect();
+                let parts: Vec<Part> =
+                    records.iter().filter_map(|record| record.outputs.get(&output.name)).flatten().cloned().collect();
                 let blobs = records.iter().filter_map(|record| record.blobs.get(&output.name)).flatten().cloned().collect();
                 (output.name.clone(), TableManifest::new(&output.schema, parts, blobs))
             })

@@ -127,8 +127,13 @@ impl Table {
             hasher.update(blob.name.as_bytes()).update(&[0]).update(blob.digest.as_bytes());
         }
         let folder = self.cache.join("blobs").join(hasher.finalize().to_hex().as_str());
+        let size = |name: &str| std::fs::metadata(folder.join(&name[prefix.len()..])).map(|file| file.len()).ok();
         if folder.is_dir() {
-            return Ok(folder);
+            if blobs.iter().all(|blob| size(&blob.name) == Some(blob.bytes)) {
+                return Ok(folder);
+            }
+            // What a power cut left of it.
+            std::fs::remove_dir_all(&folder)?;
         }
         let parent = self.cache.join("blobs");
         std::fs::create_dir_all(&parent)?;
@@ -143,6 +148,7 @@ impl Table {
                 std::fs::create_dir_all(parent)?;
             }
             std::fs::write(&file, self.blob(&blob.name).await?)?;
+            std::fs::File::open(&file)?.sync_all()?;
         }
         match std::fs::rename(staging.path(), &folder) {
             Ok(()) => {}
@@ -156,7 +162,8 @@ impl Table {
 /// Parts are a few MiB of content: one is fetched whole, then decoded batch by batch.
 async fn read_part(store: &Store, part: &Part, schema: SchemaRef) -> Result<SendableRecordBatchStream, DataFusionError> {
     let content = store.read(&Path::from(part.path.as_str())).await?;
-    let content = content.ok_or_else(|| Failure::external(format!("`{}` is missing", part.path)).hint("run again: it is made anew"))?;
+    let content =
+        content.ok_or_else(|| Failure::external(format!("`{}` is missing", part.path)).hint("run again: it is made anew"))?;
     let rows = ParquetRecordBatchReaderBuilder::try_new(content)?.with_batch_size(1024).build()?;
     let batch_schema = schema.clone();
     let rows = rows.map(move |batch| Ok(RecordBatch::try_new(batch_schema.clone(), batch?.columns().to_vec())?));
@@ -184,14 +191,10 @@ pub(crate) fn scan(
 #[derive(Debug)]
 pub(crate) struct PartsTable {
     table: Table,
-    partitions: usize,
 }
 
-impl PartsTable {
-    pub(crate) fn new(table: Table, partitions: usize) -> Self {
-        Self { table, partitions }
-    }
-}
+/// Files that one scan of a query reads at once.
+const SCAN_GROUPS: usize = 8;
 
 #[async_trait]
 impl TableProvider for PartsTable {
@@ -211,7 +214,7 @@ impl TableProvider for PartsTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
         let parts = &self.table.manifest.parts;
-        let n = self.partitions.min(parts.len()).max(1);
+        let n = parts.len().clamp(1, SCAN_GROUPS);
         let mut groups = vec![Vec::new(); n];
         for (index, part) in parts.iter().enumerate() {
             groups[index % n].push(part);
@@ -236,9 +239,11 @@ pub async fn query(
     inputs: &BTreeMap<String, Vec<Table>>,
     sql: &str,
 ) -> Result<SendableRecordBatchStream, Failure> {
-    let partitions = session::partitions(environment, inputs.values().flatten().map(|table| table.manifest.content_bytes()).sum());
-    let context = session::context(environment, partitions);
-    register(&context, inputs, partitions)?;
+    let tables = || inputs.values().flatten();
+    let bytes = tables().map(|table| table.manifest.content_bytes()).sum();
+    let batch_rows = session::batch_rows(bytes, tables().map(Table::rows).sum());
+    let context = session::context(environment, session::partitions(environment, bytes), batch_rows);
+    register(&context, inputs)?;
     Ok(context.sql(sql).await?.execute_stream().await?)
 }
 
@@ -246,15 +251,17 @@ pub async fn query(
 pub(crate) fn register(
     context: &datafusion::prelude::SessionContext,
     inputs: &BTreeMap<String, Vec<Table>>,
-    partitions: usize,
 ) -> Result<(), Failure> {
     for (port, tables) in inputs {
         for (index, table) in tables.iter().enumerate() {
-            let provider = Arc::new(PartsTable::new(table.clone(), partitions));
+            let provider = Arc::new(PartsTable { table: table.clone() });
             if tables.len() == 1 {
                 context.register_table(quoted(port), provider.clone())?;
             }
-            context.register_table(quoted(&format!("{port}_{index}")), provider)?;
+            let numbered = format!("{port}_{index}");
+            if !inputs.contains_key(&numbered) {
+                context.register_table(quoted(&numbered), provider)?;
+            }
         }
     }
     Ok(())

@@ -103,10 +103,15 @@ impl TaskOutputs {
 }
 
 /// Runs a task in this process. What it wrote is named by the record and by nothing else.
-pub(crate) async fn run_task(work: &TaskWork, environment: Arc<Environment>, counters: Arc<Counters>) -> Result<PartitionRecord, Failure> {
+pub(crate) async fn run_task(
+    work: &TaskWork,
+    environment: Arc<Environment>,
+    counters: Arc<Counters>,
+) -> Result<PartitionRecord, Failure> {
     let operator = environment.registry.operator(&work.operator).filter(|operator| operator.version == work.version);
-    let operator =
-        operator.ok_or_else(|| Failure::bug(format!("this program doesn't know operator `{}` version {}", work.operator, work.version)))?;
+    let operator = operator.ok_or_else(|| {
+        Failure::bug(format!("this program doesn't know operator `{}` version {}", work.operator, work.version))
+    })?;
     let (operator, _) = operator.parse(work.config.clone()).map_err(Failure::bug)?;
     let schemas = work.inputs.inputs()?;
     let Lowering::Task(task) = operator.lower(&schemas) else {
@@ -115,7 +120,10 @@ pub(crate) async fn run_task(work: &TaskWork, environment: Arc<Environment>, cou
     let mut inputs = BTreeMap::new();
     for (port, tables) in &work.tables {
         let opened = schemas.all(port).iter().zip(tables);
-        inputs.insert(port.clone(), opened.map(|(input, table)| Table::new(&environment, input.schema.clone(), table.clone())).collect());
+        inputs.insert(
+            port.clone(),
+            opened.map(|(input, table)| Table::new(&environment, input.schema.clone(), table.clone())).collect(),
+        );
     }
     let attempt = uuid::Uuid::now_v7().simple().to_string();
     let mut writers = BTreeMap::new();

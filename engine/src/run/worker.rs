@@ -15,7 +15,11 @@ use super::{
     context::{Counters, Environment, Settings},
     task::{TaskWork, run_task},
 };
-use crate::{failure::Failure, operator::Registry, store::{PartitionRecord, Store}};
+use crate::{
+    failure::Failure,
+    operator::Registry,
+    store::{PartitionRecord, Store},
+};
 
 /// The hidden subcommand that serves one task.
 const COMMAND: &str = "worker";
@@ -41,7 +45,11 @@ enum Line {
 }
 
 /// Runs a task in a child process, which ends when this one does. Dropping the future kills it.
-pub(crate) async fn run_in_child(work: TaskWork, environment: &Environment, counters: Arc<Counters>) -> Result<PartitionRecord, Failure> {
+pub(crate) async fn run_in_child(
+    work: TaskWork,
+    environment: &Environment,
+    counters: Arc<Counters>,
+) -> Result<PartitionRecord, Failure> {
     let operator = work.operator.clone();
     let settings = environment.settings();
     let location = match settings.store.local_path(&object_store::path::Path::from("")) {
@@ -64,13 +72,16 @@ pub(crate) async fn run_in_child(work: TaskWork, environment: &Environment, coun
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
+        // Ctrl-C on a terminal reaches the whole group: the run alone decides what happens then.
+        .process_group(0)
         .spawn()?;
     let (Some(mut stdin), Some(stdout), Some(mut stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
         return Err(Failure::bug("a child process without pipes"));
     };
     let mut line = serde_json::to_vec(&job).map_err(|error| Failure::bug(error.to_string()))?;
     line.push(b'\n');
-    stdin.write_all(&line).await?;
+    // A child that ends early says why on its standard error.
+    let _ = stdin.write_all(&line).await;
     // The child watches its standard input: it stays open as long as this process lives.
     let last_words = tokio::spawn(async move {
         let mut text = Vec::new();

@@ -167,7 +167,8 @@ impl Store {
     /// When the store fails. A record that can't be read counts as not there.
     pub async fn latest_action(&self, stage_key: &str) -> Result<Option<(u64, Option<Action>)>, Failure> {
         let found = self.list(&Self::actions(stage_key)).await?;
-        let generation = found.iter().filter_map(|meta| meta.location.filename()?.strip_suffix(".json")?.parse::<u64>().ok()).max();
+        let generation =
+            found.iter().filter_map(|meta| meta.location.filename()?.strip_suffix(".json")?.parse::<u64>().ok()).max();
         let Some(generation) = generation else { return Ok(None) };
         let content = self.read(&Self::action(stage_key, generation)).await?;
         Ok(Some((generation, content.and_then(|content| serde_json::from_slice(&content).ok()))))
@@ -200,7 +201,8 @@ impl Store {
         for (folder, files) in folders {
             if self.local_path(&folder).is_some() {
                 for (path, bytes) in files {
-                    let size = self.local_path(&Path::from(path)).and_then(|file| std::fs::metadata(file).ok()).map(|meta| meta.len());
+                    let size =
+                        self.local_path(&Path::from(path)).and_then(|file| std::fs::metadata(file).ok()).map(|meta| meta.len());
                     if size != Some(bytes) {
                         return Ok(Some(missing(path, bytes, size)));
                     }
@@ -224,10 +226,19 @@ impl Store {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn commit(&self, stage_key: &str, generation: u64, manifest: Manifest, action: Action) -> Result<Manifest, Failure> {
+    pub async fn commit(
+        &self,
+        stage_key: &str,
+        generation: u64,
+        manifest: Manifest,
+        action: Action,
+    ) -> Result<Manifest, Failure> {
         let content = serde_json::to_vec(&manifest).map_err(|error| Failure::bug(error.to_string()))?;
         let path = format!("manifests/{}.json", blake3::hash(&content).to_hex());
-        self.create(&Path::from(path.as_str()), content.into()).await?;
+        // Its name is its digest: whatever else lies there is broken.
+        if self.create(&Path::from(path.as_str()), content.clone().into()).await?.is_some() {
+            self.write(&Path::from(path.as_str()), content.into()).await?;
+        }
         let action = Action { manifest: path, ..action };
         let content = serde_json::to_vec(&action).map_err(|error| Failure::bug(error.to_string()))?;
         let Some(winner) = self.create(&Self::action(stage_key, generation), content.into()).await? else {

@@ -67,7 +67,8 @@ impl Store {
     }
 
     fn bucket(location: &str) -> Result<Self, Failure> {
-        let url = url::Url::parse(location).map_err(|error| Failure::data(format!("the store `{location}` is no URL: {error}")))?;
+        let url =
+            url::Url::parse(location).map_err(|error| Failure::data(format!("the store `{location}` is no URL: {error}")))?;
         let objects = object_store::aws::AmazonS3Builder::from_env().with_url(location).build()?;
         let objects: Arc<dyn ObjectStore> = match url.path().trim_matches('/') {
             "" => Arc::new(objects),

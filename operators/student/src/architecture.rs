@@ -202,21 +202,12 @@ impl Architecture {
     pub fn check(&self) -> Result<(), ArchitectureError> {
         let wrong = |text: String| Err(ArchitectureError::Unsupported(text));
         if self.model_type != "llama" {
-            return wrong(format!(
-                "`model_type` is `{}`: only `llama` is implemented",
-                self.model_type
-            ));
+            return wrong(format!("`model_type` is `{}`: only `llama` is implemented", self.model_type));
         }
         if self.hidden_act != "silu" {
-            return wrong(format!(
-                "`hidden_act` is `{}`: only `silu` is implemented",
-                self.hidden_act
-            ));
+            return wrong(format!("`hidden_act` is `{}`: only `silu` is implemented", self.hidden_act));
         }
-        for (name, value) in [
-            ("attention_bias", self.attention_bias),
-            ("mlp_bias", self.mlp_bias),
-        ] {
+        for (name, value) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
             if value {
                 return wrong(format!("`{name}` is `true`: only `false` is implemented"));
             }
@@ -229,21 +220,14 @@ impl Architecture {
             ("num_attention_heads", self.num_attention_heads, 1 << 12),
             ("num_key_value_heads", self.key_value_heads(), 1 << 12),
             ("vocab_size", self.vocab_size, 1 << 24),
-            (
-                "max_position_embeddings",
-                self.max_position_embeddings,
-                1 << 30,
-            ),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
         ];
         for (name, value, limit) in sizes {
             if value == 0 || value > limit {
                 return wrong(format!("`{name}` is {value}: it must be from 1 to {limit}"));
             }
         }
-        if !self
-            .num_attention_heads
-            .is_multiple_of(self.key_value_heads())
-        {
+        if !self.num_attention_heads.is_multiple_of(self.key_value_heads()) {
             return wrong(format!(
                 "`num_attention_heads` is {} and `num_key_value_heads` {}: the first must be a multiple of the second",
                 self.num_attention_heads,
@@ -252,15 +236,10 @@ impl Architecture {
         }
         let head = self.head_dim();
         if head == 0 || !head.is_multiple_of(2) || head > 1 << 16 {
-            return wrong(format!(
-                "a head is {head} wide (`head_dim`, or `hidden_size` over the heads): it must be even"
-            ));
+            return wrong(format!("a head is {head} wide (`head_dim`, or `hidden_size` over the heads): it must be even"));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return wrong(format!(
-                "`rms_norm_eps` is {}: it must be above 0 and below 1",
-                self.rms_norm_eps
-            ));
+            return wrong(format!("`rms_norm_eps` is {}: it must be above 0 and below 1", self.rms_norm_eps));
         }
         self.rope_frequencies().map(|_| ())
     }
@@ -272,16 +251,12 @@ impl Architecture {
 
     /// The width of a head.
     pub fn head_dim(&self) -> usize {
-        self.head_dim
-            .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
     /// The number of weights.
     pub fn parameters(&self) -> usize {
-        self.tensors()
-            .iter()
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum()
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
     /// Name and shape of every tensor, in the order of the forward pass; matrices are `[out, in]`.
@@ -289,10 +264,7 @@ impl Architecture {
         let (hidden, feed_forward) = (self.hidden_size, self.intermediate_size);
         let query = self.num_attention_heads * self.head_dim();
         let key_value = self.key_value_heads() * self.head_dim();
-        let mut tensors = vec![(
-            "model.embed_tokens.weight".to_string(),
-            vec![self.vocab_size, hidden],
-        )];
+        let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, hidden])];
         for layer in 0..self.num_hidden_layers {
             let shapes: [(&str, Vec<usize>); 9] = [
                 ("input_layernorm", vec![hidden]),
@@ -305,11 +277,7 @@ impl Architecture {
                 ("mlp.up_proj", vec![feed_forward, hidden]),
                 ("mlp.down_proj", vec![hidden, feed_forward]),
             ];
-            tensors.extend(
-                shapes
-                    .into_iter()
-                    .map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)),
-            );
+            tensors.extend(shapes.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)));
         }
         tensors.push(("model.norm.weight".into(), vec![hidden]));
         if !self.tie_word_embeddings {
@@ -325,21 +293,14 @@ impl Architecture {
     /// When the scaling is of another kind, or lacks a parameter.
     pub fn rope_frequencies(&self) -> Result<Vec<f64>, ArchitectureError> {
         let parameters = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref());
-        let in_parameters = self
-            .rope_parameters
-            .as_ref()
-            .and_then(|parameters| parameters.rope_theta);
+        let in_parameters = self.rope_parameters.as_ref().and_then(|parameters| parameters.rope_theta);
         let theta = self.rope_theta.or(in_parameters).unwrap_or(10_000.0);
         if !(theta.is_finite() && theta > 0.0) {
-            return Err(ArchitectureError::Unsupported(format!(
-                "`rope_theta` is {theta}: it must be above 0"
-            )));
+            return Err(ArchitectureError::Unsupported(format!("`rope_theta` is {theta}: it must be above 0")));
         }
         let head = self.head_dim();
         let plain = (0..head / 2).map(|pair| theta.powf(-2.0 * pair as f64 / head as f64));
-        let kind = parameters
-            .and_then(|parameters| parameters.rope_type.as_deref())
-            .unwrap_or("default");
+        let kind = parameters.and_then(|parameters| parameters.rope_type.as_deref()).unwrap_or("default");
         let (Some(parameters), "llama3") = (parameters, kind) else {
             return match kind {
                 "default" => Ok(plain.collect()),
@@ -349,22 +310,12 @@ impl Architecture {
             };
         };
         let parameter = |name: &str| {
-            parameters
-                .rest
-                .get(name)
-                .and_then(Value::as_f64)
-                .filter(|value| *value > 0.0)
-                .ok_or_else(|| {
-                    ArchitectureError::Unsupported(format!(
-                        "the rotary scaling `llama3` needs a number above 0 as `{name}`"
-                    ))
-                })
+            parameters.rest.get(name).and_then(Value::as_f64).filter(|value| *value > 0.0).ok_or_else(|| {
+                ArchitectureError::Unsupported(format!("the rotary scaling `llama3` needs a number above 0 as `{name}`"))
+            })
         };
         let factor = parameter("factor")?;
-        let (low, high) = (
-            parameter("low_freq_factor")?,
-            parameter("high_freq_factor")?,
-        );
+        let (low, high) = (parameter("low_freq_factor")?, parameter("high_freq_factor")?);
         let original = parameter("original_max_position_embeddings")?;
         Ok(plain
             .map(|frequency| {
@@ -398,10 +349,7 @@ mod tests {
     fn tiny_has_the_size_it_says() {
         let architecture = Preset::Tiny.architecture(2048);
         architecture.check().unwrap();
-        assert_eq!(
-            architecture.parameters(),
-            2048 * 128 + 2 * (4 * 128 * 128 + 3 * 128 * 336 + 2 * 128) + 128
-        );
+        assert_eq!(architecture.parameters(), 2048 * 128 + 2 * (4 * 128 * 128 + 3 * 128 * 336 + 2 * 128) + 128);
     }
 
     #[test]
@@ -414,10 +362,7 @@ mod tests {
         };
         refuse(&|a| a.model_type = "qwen3".into(), "`qwen3`");
         refuse(&|a| a.attention_bias = true, "`attention_bias`");
-        refuse(
-            &|a| a.num_key_value_heads = Some(3),
-            "`num_key_value_heads`",
-        );
+        refuse(&|a| a.num_key_value_heads = Some(3), "`num_key_value_heads`");
         refuse(&|a| a.head_dim = Some(7), "`head_dim`");
         refuse(&|a| a.num_hidden_layers = usize::MAX, "`num_hidden_layers`");
     }
@@ -436,11 +381,6 @@ mod tests {
         let scaled = architecture.rope_frequencies().unwrap();
         assert_eq!(scaled[0], plain[0]);
         assert_eq!(scaled[63], plain[63] / 8.0);
-        assert!(
-            scaled
-                .iter()
-                .zip(&plain)
-                .all(|(s, p)| *s <= *p && *s >= p / 8.0)
-        );
+        assert!(scaled.iter().zip(&plain).all(|(s, p)| *s <= *p && *s >= p / 8.0));
     }
 }

@@ -22,13 +22,7 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
 /// Files that belong to a tokenizer or to generation and are carried along as they are.
-const CARRIED: [&str; 5] = [
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    GENERATION_CONFIG,
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
+const CARRIED: [&str; 5] = [TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, "special_tokens_map.json", "chat_template.jinja"];
 
 /// No JSON file of a checkpoint is larger; a safetensors header may be.
 const LARGEST_TEXT_FILE: u64 = 256 << 20;
@@ -89,11 +83,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When the tokenizer can't be read or has more ids than the model, or the weights aren't the architecture's.
-    pub fn new(
-        mut architecture: Architecture,
-        weights: Weights,
-        tokenizer_json: &[u8],
-    ) -> Result<Self, CheckpointError> {
+    pub fn new(mut architecture: Architecture, weights: Weights, tokenizer_json: &[u8]) -> Result<Self, CheckpointError> {
         architecture.check()?;
         let tokenizer = Tokenizer::from_json(tokenizer_json)?;
         if tokenizer.vocabulary() > architecture.vocab_size {
@@ -107,25 +97,15 @@ impl Checkpoint {
             });
         }
         if let Some(reason) = weights.mismatch(&architecture) {
-            return Err(CheckpointError::Mismatch {
-                path: PathBuf::from(WEIGHTS),
-                reason,
-            });
+            return Err(CheckpointError::Mismatch { path: PathBuf::from(WEIGHTS), reason });
         }
         architecture.bos_token_id = tokenizer.begin_id();
         architecture.eos_token_id = Some(TokenIds::One(tokenizer.end_id()));
         architecture.pad_token_id = tokenizer.pad_id();
         let mut files = BTreeMap::new();
         files.insert(TOKENIZER.to_string(), tokenizer_json.to_vec());
-        files.insert(
-            TOKENIZER_CONFIG.to_string(),
-            pretty(&tokenizer.config(architecture.max_position_embeddings))?,
-        );
-        Ok(Self {
-            architecture,
-            weights,
-            files,
-        })
+        files.insert(TOKENIZER_CONFIG.to_string(), pretty(&tokenizer.config(architecture.max_position_embeddings))?);
+        Ok(Self { architecture, weights, files })
     }
 
     /// The tokenizer, with the end token that `config.json` names.
@@ -133,18 +113,11 @@ impl Checkpoint {
     /// # Errors
     /// When there is none, or it can't be read.
     pub fn tokenizer(&self) -> Result<Tokenizer, CheckpointError> {
-        let json = self
-            .files
-            .get(TOKENIZER)
-            .ok_or_else(|| CheckpointError::Malformed {
-                path: PathBuf::from(TOKENIZER),
-                reason: "the checkpoint has none".into(),
-            })?;
-        let end = self
-            .architecture
-            .eos_token_id
-            .as_ref()
-            .and_then(TokenIds::first);
+        let json = self.files.get(TOKENIZER).ok_or_else(|| CheckpointError::Malformed {
+            path: PathBuf::from(TOKENIZER),
+            reason: "the checkpoint has none".into(),
+        })?;
+        let end = self.architecture.eos_token_id.as_ref().and_then(TokenIds::first);
         Ok(Tokenizer::from_json_with_end(json, end)?)
     }
 
@@ -163,11 +136,7 @@ impl Checkpoint {
                 files.insert(name.to_string(), text_file(&path)?);
             }
         }
-        Ok(Self {
-            architecture,
-            weights,
-            files,
-        })
+        Ok(Self { architecture, weights, files })
     }
 
     /// Writes the folder: everything into a temporary one beside it, synced, then renamed. It must not exist.
@@ -176,51 +145,29 @@ impl Checkpoint {
     /// When it exists, the weights aren't the architecture's, or the file system refuses.
     pub fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
         if let Some(reason) = self.weights.mismatch(&self.architecture) {
-            return Err(CheckpointError::Mismatch {
-                path: folder.to_path_buf(),
-                reason,
-            });
+            return Err(CheckpointError::Mismatch { path: folder.to_path_buf(), reason });
         }
         if folder.exists() {
             return Err(CheckpointError::Exists(folder.to_path_buf()));
         }
         let name = folder
             .file_name()
-            .ok_or_else(|| CheckpointError::Malformed {
-                path: folder.to_path_buf(),
-                reason: "not a folder's name".into(),
-            })?;
-        let parent = folder
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let partial = parent.join(format!(
-            ".{}.{}.partial",
-            name.to_string_lossy(),
-            std::process::id()
-        ));
+            .ok_or_else(|| CheckpointError::Malformed { path: folder.to_path_buf(), reason: "not a folder's name".into() })?;
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let partial = parent.join(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
         fs::create_dir_all(&partial).map_err(at(&partial))?;
-        let written = self
-            .write_files(&partial)
-            .and_then(|()| fs::rename(&partial, folder).map_err(at(folder)));
+        let written = self.write_files(&partial).and_then(|()| fs::rename(&partial, folder).map_err(at(folder)));
         if written.is_err() {
             // What went wrong first is what the user needs to know; a left-over folder is hidden and named after us.
             let _ = fs::remove_dir_all(&partial);
         }
         written?;
-        File::open(parent)
-            .and_then(|parent| parent.sync_all())
-            .map_err(at(parent))
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(at(parent))
     }
 
     fn write_files(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let mut config =
-            serde_json::to_value(&self.architecture).map_err(ArchitectureError::Parse)?;
-        let dtype = if config.get("dtype").is_some() {
-            "dtype"
-        } else {
-            "torch_dtype"
-        };
+        let mut config = serde_json::to_value(&self.architecture).map_err(ArchitectureError::Parse)?;
+        let dtype = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
         config[dtype] = "float32".into();
         write_file(&folder.join(CONFIG), &pretty(&config)?)?;
         for (name, content) in &self.files {
@@ -238,20 +185,13 @@ impl Checkpoint {
         let path = folder.join(WEIGHTS);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         safetensors::serialize_to_file(self.weights.tensors.iter(), Some(metadata), &path)
-            .map_err(|error| CheckpointError::Malformed {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| CheckpointError::Malformed { path: path.clone(), reason: error.to_string() })?;
         // The library writes a temporary file that only its owner may read.
         fs::metadata(folder.join(CONFIG))
             .and_then(|config| fs::set_permissions(&path, config.permissions()))
             .map_err(at(&path))?;
-        File::open(&path)
-            .and_then(|file| file.sync_all())
-            .map_err(at(&path))?;
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(at(folder))
+        File::open(&path).and_then(|file| file.sync_all()).map_err(at(&path))?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
     }
 }
 
@@ -265,11 +205,7 @@ impl View for &HostTensor {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect::<Vec<u8>>()
-            .into()
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
     }
 
     fn data_len(&self) -> usize {
@@ -290,9 +226,7 @@ fn pretty(value: &Value) -> Result<Vec<u8>, CheckpointError> {
 
 fn write_file(path: &Path, content: &[u8]) -> Result<(), CheckpointError> {
     let mut file = File::create(path).map_err(at(path))?;
-    file.write_all(content)
-        .and_then(|()| file.sync_all())
-        .map_err(at(path))
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(at(path))
 }
 
 fn text_file(path: &Path) -> Result<Vec<u8>, CheckpointError> {
@@ -330,27 +264,14 @@ fn read_weights(folder: &Path, architecture: &Architecture) -> Result<Weights, C
         places.remove("lm_head.weight");
     }
     places.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
-    if let Some(reason) = mismatch(
-        architecture,
-        places
-            .iter()
-            .map(|(name, place)| (name.as_str(), place.info.shape.as_slice())),
-    ) {
-        return Err(CheckpointError::Mismatch {
-            path: folder.to_path_buf(),
-            reason,
-        });
+    if let Some(reason) = mismatch(architecture, places.iter().map(|(name, place)| (name.as_str(), place.info.shape.as_slice())))
+    {
+        return Err(CheckpointError::Mismatch { path: folder.to_path_buf(), reason });
     }
     let mut tensors = BTreeMap::new();
     for (name, place) in places {
         let values = read_values(&name, &place)?;
-        tensors.insert(
-            name,
-            HostTensor {
-                shape: place.info.shape,
-                values,
-            },
-        );
+        tensors.insert(name, HostTensor { shape: place.info.shape, values });
     }
     Ok(Weights { tensors })
 }
@@ -360,21 +281,12 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     if !index.is_file() {
         return Ok(vec![folder.join(WEIGHTS)]);
     }
-    let malformed = |reason: String| CheckpointError::Malformed {
-        path: index.clone(),
-        reason,
-    };
-    let value: Value = serde_json::from_slice(&text_file(&index)?)
-        .map_err(|error| malformed(error.to_string()))?;
-    let map = value
-        .get("weight_map")
-        .and_then(Value::as_object)
-        .ok_or_else(|| malformed("no `weight_map`".into()))?;
+    let malformed = |reason: String| CheckpointError::Malformed { path: index.clone(), reason };
+    let value: Value = serde_json::from_slice(&text_file(&index)?).map_err(|error| malformed(error.to_string()))?;
+    let map = value.get("weight_map").and_then(Value::as_object).ok_or_else(|| malformed("no `weight_map`".into()))?;
     let mut names = BTreeSet::new();
     for name in map.values() {
-        let name = name
-            .as_str()
-            .ok_or_else(|| malformed(format!("a file's name is {name}")))?;
+        let name = name.as_str().ok_or_else(|| malformed(format!("a file's name is {name}")))?;
         if Path::new(name).file_name().is_none_or(|file| file != name) {
             return Err(malformed(format!("`{name}` is not a file of this folder")));
         }
@@ -384,45 +296,26 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
 }
 
 fn read_header(path: &Path) -> Result<Vec<(String, Place)>, CheckpointError> {
-    let malformed = |reason: String| CheckpointError::Malformed {
-        path: path.to_path_buf(),
-        reason,
-    };
+    let malformed = |reason: String| CheckpointError::Malformed { path: path.to_path_buf(), reason };
     let mut file = File::open(path).map_err(at(path))?;
     let length = file.metadata().map_err(at(path))?.len();
     let mut size = [0; 8];
     file.read_exact(&mut size).map_err(at(path))?;
     let size = u64::from_le_bytes(size);
     if size > LARGEST_HEADER || size + 8 > length {
-        return Err(malformed(format!(
-            "the header claims {size} bytes, and the file has {length}"
-        )));
+        return Err(malformed(format!("the header claims {size} bytes, and the file has {length}")));
     }
     let mut header = vec![0; size as usize];
     file.read_exact(&mut header).map_err(at(path))?;
-    let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
     let data = 8 + size;
     let wanted = data.checked_add(metadata.data_len() as u64);
     if wanted != Some(length) {
-        return Err(malformed(format!(
-            "the header describes {wanted:?} bytes, and the file has {length}"
-        )));
+        return Err(malformed(format!("the header describes {wanted:?} bytes, and the file has {length}")));
     }
     let tensors = metadata.tensors().into_iter().map(|(name, info)| {
-        let info = TensorInfo {
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            data_offsets: info.data_offsets,
-        };
-        (
-            name,
-            Place {
-                file: path.to_path_buf(),
-                data,
-                info,
-            },
-        )
+        let info = TensorInfo { dtype: info.dtype, shape: info.shape.clone(), data_offsets: info.data_offsets };
+        (name, Place { file: path.to_path_buf(), data, info })
     });
     Ok(tensors.collect())
 }
@@ -442,15 +335,13 @@ fn read_values(name: &str, place: &Place) -> Result<Vec<f32>, CheckpointError> {
     let width = place.info.dtype.bitsize() / 8;
     let (start, end) = place.info.data_offsets;
     let mut file = File::open(&place.file).map_err(at(&place.file))?;
-    file.seek(SeekFrom::Start(place.data + start as u64))
-        .map_err(at(&place.file))?;
+    file.seek(SeekFrom::Start(place.data + start as u64)).map_err(at(&place.file))?;
     let mut values = Vec::with_capacity((end - start) / width);
     let mut buffer = vec![0; (end - start).min(1 << 20)];
     let mut left = end - start;
     while left > 0 {
         let chunk = left.min(buffer.len());
-        file.read_exact(&mut buffer[..chunk])
-            .map_err(at(&place.file))?;
+        file.read_exact(&mut buffer[..chunk]).map_err(at(&place.file))?;
         values.extend(buffer[..chunk].chunks_exact(width).map(widen));
         left -= chunk;
     }
@@ -468,8 +359,7 @@ mod tests {
 
     impl Folder {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir()
-                .join(format!("ingrain-checkpoint-{name}-{}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("ingrain-checkpoint-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             fs::create_dir_all(&path).unwrap();
             Self(path)
@@ -502,15 +392,8 @@ mod tests {
         let permissions = |file: &str| fs::metadata(path.join(file)).unwrap().permissions();
         assert_eq!(permissions(WEIGHTS), permissions(CONFIG));
         assert_eq!(read.tokenizer().unwrap().end_id(), 1);
-        assert!(matches!(
-            written.write(&path),
-            Err(CheckpointError::Exists(_))
-        ));
-        assert_eq!(
-            fs::read_dir(&folder.0).unwrap().count(),
-            1,
-            "nothing but the checkpoint is left"
-        );
+        assert!(matches!(written.write(&path), Err(CheckpointError::Exists(_))));
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1, "nothing but the checkpoint is left");
     }
 
     #[test]
@@ -521,23 +404,12 @@ mod tests {
         written.write(&path).unwrap();
         fs::remove_file(path.join(WEIGHTS)).unwrap();
         let mut map = serde_json::Map::new();
-        for (shard, chunk) in written
-            .weights
-            .tensors
-            .iter()
-            .collect::<Vec<_>>()
-            .chunks(8)
-            .enumerate()
-        {
+        for (shard, chunk) in written.weights.tensors.iter().collect::<Vec<_>>().chunks(8).enumerate() {
             let file = format!("model-{shard}.safetensors");
             let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = chunk
                 .iter()
                 .map(|(name, tensor)| {
-                    let bytes = tensor
-                        .values
-                        .iter()
-                        .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
-                        .collect();
+                    let bytes = tensor.values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
                     ((*name).clone(), tensor.shape.clone(), bytes)
                 })
                 .collect();
@@ -546,20 +418,12 @@ mod tests {
                 let view = safetensors::tensor::TensorView::new(Dtype::BF16, shape.clone(), bytes);
                 (name.clone(), view.unwrap())
             });
-            fs::write(
-                path.join(&file),
-                safetensors::serialize(views, None).unwrap(),
-            )
-            .unwrap();
+            fs::write(path.join(&file), safetensors::serialize(views, None).unwrap()).unwrap();
         }
         fs::write(path.join(INDEX), json!({ "weight_map": map }).to_string()).unwrap();
         let read = Checkpoint::read(&path).unwrap();
         for (name, tensor) in &written.weights.tensors {
-            let rounded: Vec<f32> = tensor
-                .values
-                .iter()
-                .map(|v| bf16::from_f32(*v).to_f32())
-                .collect();
+            let rounded: Vec<f32> = tensor.values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
             assert_eq!(read.weights.tensors[name].values, rounded);
         }
     }
@@ -596,16 +460,9 @@ mod tests {
         let path = folder.0.join("student");
         checkpoint().write(&path).unwrap();
         for name in ["../student/model.safetensors", "/etc/passwd", ".."] {
-            fs::write(
-                path.join(INDEX),
-                json!({ "weight_map": { "a": name } }).to_string(),
-            )
-            .unwrap();
+            fs::write(path.join(INDEX), json!({ "weight_map": { "a": name } }).to_string()).unwrap();
             let message = Checkpoint::read(&path).unwrap_err().to_string();
-            assert!(
-                message.contains("is not a file of this folder"),
-                "{message}"
-            );
+            assert!(message.contains("is not a file of this folder"), "{message}");
         }
     }
 }

@@ -49,11 +49,7 @@ impl Device {
     pub fn resolve(name: &str) -> Result<Self, DeviceError> {
         match name {
             "cpu" => Ok(Self::Cpu),
-            "auto" => Ok(if cuda_devices().is_ok_and(|count| count > 0) {
-                Self::Cuda(0)
-            } else {
-                Self::Cpu
-            }),
+            "auto" => Ok(if cuda_devices().is_ok_and(|count| count > 0) { Self::Cuda(0) } else { Self::Cpu }),
             _ => {
                 let number = match name.strip_prefix("cuda") {
                     Some("") => 0,
@@ -78,40 +74,25 @@ impl Device {
 /// compiler or the toolkit's headers aren't there, so each is looked for first, where cudarc and cubecl look.
 fn cuda_devices() -> Result<usize, String> {
     let count = driver_devices()?;
-    let compilers = [
-        "libnvrtc.so",
-        "libnvrtc.so.13",
-        "libnvrtc.so.12",
-        "libnvrtc.so.11",
-    ];
+    let compilers = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11"];
     if !compilers.iter().any(|name| open(name).is_ok()) {
         return Err(format!(
             "the run-time compiler isn't in the loader's path (`{}`): install CUDA's NVRTC, or add its folder to `LD_LIBRARY_PATH`",
             compilers.join("`, `")
         ));
     }
-    let toolkit = std::env::var_os("CUDA_PATH")
-        .map(PathBuf::from)
-        .or_else(|| {
-            let known = [
-                ("/usr/local/cuda", "/usr/local/cuda"),
-                ("/opt/cuda", "/opt/cuda"),
-                ("/usr/bin/nvcc", "/usr"),
-            ];
-            known
-                .iter()
-                .find(|(mark, _)| std::fs::exists(mark).unwrap_or(false))
-                .map(|(_, folder)| PathBuf::from(folder))
-        });
+    let toolkit = std::env::var_os("CUDA_PATH").map(PathBuf::from).or_else(|| {
+        let known = [("/usr/local/cuda", "/usr/local/cuda"), ("/opt/cuda", "/opt/cuda"), ("/usr/bin/nvcc", "/usr")];
+        known.iter().find(|(mark, _)| std::fs::exists(mark).unwrap_or(false)).map(|(_, folder)| PathBuf::from(folder))
+    });
     let Some(toolkit) = toolkit else {
-        return Err("the toolkit's headers weren't found: set `CUDA_PATH` to the folder that holds `include/cuda_runtime.h`".into());
+        return Err(
+            "the toolkit's headers weren't found: set `CUDA_PATH` to the folder that holds `include/cuda_runtime.h`".into()
+        );
     };
     let header = toolkit.join("include/cuda_runtime.h");
     if !header.is_file() {
-        return Err(format!(
-            "`{}` is missing: `CUDA_PATH` must name a toolkit with headers",
-            header.display()
-        ));
+        return Err(format!("`{}` is missing: `CUDA_PATH` must name a toolkit with headers", header.display()));
     }
     Ok(count)
 }
@@ -120,15 +101,13 @@ fn driver_devices() -> Result<usize, String> {
     let library = open("libcuda.so.1").or_else(|_| open("libcuda.so")).map_err(|_| {
         "the driver's library `libcuda.so.1` isn't in the loader's path: is an NVIDIA driver installed?".to_string()
     })?;
-    let failed =
-        |name: &str, code: c_int| format!("the driver answered `{name}` with error {code}");
+    let failed = |name: &str, code: c_int| format!("the driver answered `{name}` with error {code}");
     // SAFETY: these are the driver API's functions with the signatures of `cuda.h`, unchanged since CUDA 2; `cuInit`
     // comes first, and `count` outlives the call that writes it.
     #[allow(unsafe_code)]
     unsafe {
-        let init = library
-            .get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0")
-            .map_err(|error| format!("`libcuda.so.1`: {error}"))?;
+        let init =
+            library.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0").map_err(|error| format!("`libcuda.so.1`: {error}"))?;
         let device_count = library
             .get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0")
             .map_err(|error| format!("`libcuda.so.1`: {error}"))?;
@@ -163,10 +142,7 @@ mod tests {
     fn names_are_understood_or_refused() {
         assert_eq!(Device::resolve("cpu").unwrap(), Device::Cpu);
         for name in ["gpu", "cuda:", "cuda:x", "cuda0", ""] {
-            assert!(
-                matches!(Device::resolve(name), Err(DeviceError::Unknown(_))),
-                "{name}"
-            );
+            assert!(matches!(Device::resolve(name), Err(DeviceError::Unknown(_))), "{name}");
         }
         assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
     }
@@ -175,10 +151,7 @@ mod tests {
     fn what_cuda_lacks_is_said_and_auto_goes_without() {
         let auto = Device::resolve("auto").unwrap();
         match Device::resolve("cuda:4096") {
-            Err(DeviceError::Cuda {
-                number: 4096,
-                missing,
-            }) => assert!(!missing.is_empty()),
+            Err(DeviceError::Cuda { number: 4096, missing }) => assert!(!missing.is_empty()),
             other => panic!("{other:?}"),
         }
         match Device::resolve("cuda:0") {

@@ -22,12 +22,7 @@ pub(crate) struct Step {
 pub(crate) trait Engine {
     /// Gradient of the mean cross-entropy over the batch's targets, clipped, and one update of AdamW. Nothing is updated
     /// when the loss or the norm isn't finite. The batch must have a target.
-    fn step(
-        &mut self,
-        batch: &Batch,
-        optimizer: &AdamW,
-        learning_rate: f64,
-    ) -> Result<Step, EngineError>;
+    fn step(&mut self, batch: &Batch, optimizer: &AdamW, learning_rate: f64) -> Result<Step, EngineError>;
 
     /// Log-probability of each token's target, 0 where it has none; as many as `batch.ids`.
     fn log_probs(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError>;

@@ -66,30 +66,15 @@ impl Inputs {
 
 impl Model {
     /// Copies the weights to the device. They must be those of `architecture`.
-    pub(crate) fn new(
-        architecture: &Architecture,
-        weights: &Weights,
-        device: DispatchDevice,
-    ) -> Result<Self, ArchitectureError> {
+    pub(crate) fn new(architecture: &Architecture, weights: &Weights, device: DispatchDevice) -> Result<Self, ArchitectureError> {
         let mut parameters = Vec::new();
         for (name, shape) in architecture.tensors() {
-            let tensor = weights
-                .tensors
-                .get(&name)
-                .filter(|tensor| tensor.shape == shape);
-            let tensor = tensor.ok_or_else(|| {
-                ArchitectureError::Unsupported(format!("no weights for `{name}`"))
-            })?;
+            let tensor = weights.tensors.get(&name).filter(|tensor| tensor.shape == shape);
+            let tensor = tensor.ok_or_else(|| ArchitectureError::Unsupported(format!("no weights for `{name}`")))?;
             let rows = if shape.len() == 1 { 1 } else { shape[0] };
             let data = TensorData::new(tensor.values.clone(), [rows, tensor.values.len() / rows]);
             let value = Float::from_data(data, (&device, DType::F32));
-            parameters.push(Parameter {
-                name,
-                shape,
-                value,
-                mean: None,
-                square: None,
-            });
+            parameters.push(Parameter { name, shape, value, mean: None, square: None });
         }
         Ok(Self {
             architecture: architecture.clone(),
@@ -127,17 +112,11 @@ impl Model {
                     cosines[at * half + pair] = cosine as f32;
                     sines[at * half + pair] = sine as f32;
                 }
-                hidden[at * length + span.offset..=at * length + span.offset + position]
-                    .fill(false);
+                hidden[at * length + span.offset..=at * length + span.offset + position].fill(false);
             }
         }
         let device = &self.device;
-        let angles = |values| {
-            Float::from_data(
-                TensorData::new(values, [sequences, length, 1, half]),
-                (device, DType::F32),
-            )
-        };
+        let angles = |values| Float::from_data(TensorData::new(values, [sequences, length, 1, half]), (device, DType::F32));
         Inputs {
             sequences,
             length,
@@ -146,10 +125,7 @@ impl Model {
             counted: Float::from_data(TensorData::new(counted, [tokens, 1]), (device, DType::F32)),
             cosines: angles(cosines),
             sines: angles(sines),
-            hidden: Tensor::from_data(
-                TensorData::new(hidden, [sequences, 1, length, length]),
-                device,
-            ),
+            hidden: Tensor::from_data(TensorData::new(hidden, [sequences, 1, length, length]), device),
         }
     }
 
@@ -157,10 +133,7 @@ impl Model {
     fn logits(&self, weights: &[Float<2>], inputs: &Inputs) -> Float<2> {
         let mut next = weights.iter().cloned();
         // The iterator yields the tensors in the order of `Architecture::tensors`, as many as there are.
-        let mut weight = || {
-            next.next()
-                .expect("a model has the tensors of its architecture")
-        };
+        let mut weight = || next.next().expect("a model has the tensors of its architecture");
         let embedding = weight();
         let mut x = embedding.clone().select(0, inputs.ids.clone());
         for _ in 0..self.architecture.num_hidden_layers {
@@ -174,112 +147,62 @@ impl Model {
             x = x + linear(gate.clone() * sigmoid(gate) * up, weight());
         }
         let x = self.norm(x, weight());
-        linear(
-            x,
-            if self.architecture.tie_word_embeddings {
-                embedding
-            } else {
-                weight()
-            },
-        )
+        linear(x, if self.architecture.tie_word_embeddings { embedding } else { weight() })
     }
 
     fn norm(&self, x: Float<2>, weight: Float<2>) -> Float<2> {
         let mean = x.clone().square().mean_dim(1);
-        x * mean
-            .add_scalar(self.architecture.rms_norm_eps)
-            .sqrt()
-            .recip()
-            * weight
+        x * mean.add_scalar(self.architecture.rms_norm_eps).sqrt().recip() * weight
     }
 
     /// `[tokens, hidden]` to `[tokens, heads * head_dim]`.
-    fn attention(
-        &self,
-        x: Float<2>,
-        [query, key, value]: [Float<2>; 3],
-        inputs: &Inputs,
-    ) -> Float<2> {
+    fn attention(&self, x: Float<2>, [query, key, value]: [Float<2>; 3], inputs: &Inputs) -> Float<2> {
         let (sequences, length) = (inputs.sequences, inputs.length);
-        let (heads, shared) = (
-            self.architecture.num_attention_heads,
-            self.architecture.key_value_heads(),
-        );
+        let (heads, shared) = (self.architecture.num_attention_heads, self.architecture.key_value_heads());
         let (width, group) = (self.architecture.head_dim(), heads / shared);
-        let split =
-            |weight, heads| linear(x.clone(), weight).reshape([sequences, length, heads, width]);
+        let split = |weight, heads| linear(x.clone(), weight).reshape([sequences, length, heads, width]);
         let query = turn(split(query, heads), inputs).swap_dims(1, 2);
         let key = turn(split(key, shared), inputs).swap_dims(1, 2);
         let value = split(value, shared).swap_dims(1, 2);
         // The query heads of a group lie one after the other, so keys and values need no copies for them.
         let query = query.reshape([sequences, shared, group * length, width]);
-        let scores = query
-            .matmul(key.swap_dims(2, 3))
-            .mul_scalar(1.0 / (width as f64).sqrt());
+        let scores = query.matmul(key.swap_dims(2, 3)).mul_scalar(1.0 / (width as f64).sqrt());
         let scores = scores.reshape([sequences, heads, length, length]);
-        let hidden = inputs
-            .hidden
-            .clone()
-            .expand([sequences, heads, length, length]);
+        let hidden = inputs.hidden.clone().expand([sequences, heads, length, length]);
         let probabilities = softmax(scores.mask_fill(hidden, HIDDEN), 3);
-        let attended = probabilities
-            .reshape([sequences, shared, group * length, length])
-            .matmul(value);
-        let attended = attended
-            .reshape([sequences, heads, length, width])
-            .swap_dims(1, 2);
+        let attended = probabilities.reshape([sequences, shared, group * length, length]).matmul(value);
+        let attended = attended.reshape([sequences, heads, length, width]).swap_dims(1, 2);
         attended.reshape([sequences * length, heads * width])
     }
 
     fn values(&self) -> Vec<Float<2>> {
-        self.parameters
-            .iter()
-            .map(|parameter| parameter.value.clone())
-            .collect()
+        self.parameters.iter().map(|parameter| parameter.value.clone()).collect()
     }
 
     /// Mean loss over the targets, and the gradients in the order of the parameters.
     fn gradient(&self, batch: &Batch) -> Result<(f64, Vec<Float<2>>), EngineError> {
-        let tracked: Vec<Float<2>> = self
-            .values()
-            .into_iter()
-            .map(|value| Float::from_inner(value).require_grad())
-            .collect();
+        let tracked: Vec<Float<2>> = self.values().into_iter().map(|value| Float::from_inner(value).require_grad()).collect();
         let inputs = self.inputs(batch).tracked();
         let logits = self.logits(&tracked, &inputs);
         let picked = log_softmax(logits, 1).gather(1, inputs.targets);
-        let loss = (picked * inputs.counted)
-            .sum()
-            .mul_scalar(-1.0 / batch.targets() as f64);
+        let loss = (picked * inputs.counted).sum().mul_scalar(-1.0 / batch.targets() as f64);
         let mut gradients = loss.backward();
         let gradients = tracked
             .iter()
             .zip(&self.parameters)
             .map(|(tracked, parameter)| {
-                let missing =
-                    || EngineError(format!("burn gave no gradient for `{}`", parameter.name));
+                let missing = || EngineError(format!("burn gave no gradient for `{}`", parameter.name));
                 tracked.grad_remove(&mut gradients).ok_or_else(missing)
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok((f64::from(read(loss.inner())?[0]), gradients))
     }
 
-    fn update(
-        &mut self,
-        gradients: Vec<Float<2>>,
-        optimizer: &AdamW,
-        learning_rate: f64,
-        gradient_norm: f64,
-    ) {
+    fn update(&mut self, gradients: Vec<Float<2>>, optimizer: &AdamW, learning_rate: f64, gradient_norm: f64) {
         self.updates += 1;
         let factor = optimizer.clip_factor(gradient_norm);
         for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
-            let update = optimizer.update(
-                self.updates,
-                learning_rate,
-                factor,
-                parameter.shape.len() > 1,
-            );
+            let update = optimizer.update(self.updates, learning_rate, factor, parameter.shape.len() > 1);
             let gradient = gradient.mul_scalar(update.scale);
             let decayed = |mean: Option<Float<2>>, beta: f32, new: Float<2>| {
                 let new = new.mul_scalar(1.0 - beta);
@@ -290,14 +213,8 @@ impl Model {
             };
             let mean = decayed(parameter.mean.take(), update.beta1, gradient.clone());
             let square = decayed(parameter.square.take(), update.beta2, gradient.square());
-            let slope = mean.clone()
-                / square
-                    .clone()
-                    .sqrt()
-                    .mul_scalar(update.root)
-                    .add_scalar(update.epsilon);
-            parameter.value =
-                parameter.value.clone().mul_scalar(update.keep) - slope.mul_scalar(update.rate);
+            let slope = mean.clone() / square.clone().sqrt().mul_scalar(update.root).add_scalar(update.epsilon);
+            parameter.value = parameter.value.clone().mul_scalar(update.keep) - slope.mul_scalar(update.rate);
             parameter.mean = Some(mean);
             parameter.square = Some(square);
         }
@@ -320,11 +237,8 @@ fn turn(x: Float<4>, inputs: &Inputs) -> Float<4> {
 }
 
 fn read<const D: usize>(tensor: Float<D>) -> Result<Vec<f32>, EngineError> {
-    let data = tensor
-        .try_into_data()
-        .map_err(|error| EngineError(format!("{error:?}")))?;
-    data.into_vec()
-        .map_err(|error| EngineError(format!("{error:?}")))
+    let data = tensor.try_into_data().map_err(|error| EngineError(format!("{error:?}")))?;
+    data.into_vec().map_err(|error| EngineError(format!("{error:?}")))
 }
 
 /// burn reports most failures of a device, running out of memory first of all, by a panic.
@@ -334,22 +248,14 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Engine
 
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "burn panicked".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "burn panicked".into())
 }
 
 impl Engine for Model {
-    fn step(
-        &mut self,
-        batch: &Batch,
-        optimizer: &AdamW,
-        learning_rate: f64,
-    ) -> Result<Step, EngineError> {
+    fn step(&mut self, batch: &Batch, optimizer: &AdamW, learning_rate: f64) -> Result<Step, EngineError> {
         guarded(|| {
             let (loss, gradients) = self.gradient(batch)?;
-            let squares = gradients
-                .iter()
-                .map(|gradient| gradient.clone().square().sum());
+            let squares = gradients.iter().map(|gradient| gradient.clone().square().sum());
             let sum = squares.reduce(|sum, square| sum + square);
             let gradient_norm = match sum {
                 Some(sum) => f64::from(read(sum)?[0]).sqrt(),
@@ -358,10 +264,7 @@ impl Engine for Model {
             if loss.is_finite() && gradient_norm.is_finite() {
                 self.update(gradients, optimizer, learning_rate, gradient_norm);
             }
-            Ok(Step {
-                loss,
-                gradient_norm,
-            })
+            Ok(Step { loss, gradient_norm })
         })
     }
 
@@ -386,21 +289,12 @@ impl Engine for Model {
     fn next(&mut self, batch: &Batch) -> Result<Vec<u32>, EngineError> {
         guarded(|| {
             let inputs = self.inputs(batch);
-            let last: Vec<i32> = batch
-                .spans
-                .iter()
-                .map(|span| (span.sequence * batch.length + span.offset + span.len - 1) as i32)
-                .collect();
+            let last: Vec<i32> =
+                batch.spans.iter().map(|span| (span.sequence * batch.length + span.offset + span.len - 1) as i32).collect();
             let count = last.len();
-            let last =
-                Tensor::from_data(TensorData::new(last, [count]), (&self.device, DType::I32));
-            let best = self
-                .logits(&self.values(), &inputs)
-                .select(0, last)
-                .argmax(1);
-            let data = best
-                .try_into_data()
-                .map_err(|error| EngineError(format!("{error:?}")))?;
+            let last = Tensor::from_data(TensorData::new(last, [count]), (&self.device, DType::I32));
+            let best = self.logits(&self.values(), &inputs).select(0, last).argmax(1);
+            let data = best.try_into_data().map_err(|error| EngineError(format!("{error:?}")))?;
             Ok(data.iter::<i64>().map(|id| id as u32).collect())
         })
     }
@@ -409,17 +303,9 @@ impl Engine for Model {
         guarded(|| {
             let tensors = self.parameters.iter().map(|parameter| {
                 let values = read(parameter.value.clone())?;
-                Ok((
-                    parameter.name.clone(),
-                    HostTensor {
-                        shape: parameter.shape.clone(),
-                        values,
-                    },
-                ))
+                Ok((parameter.name.clone(), HostTensor { shape: parameter.shape.clone(), values }))
             });
-            Ok(Weights {
-                tensors: tensors.collect::<Result<_, EngineError>>()?,
-            })
+            Ok(Weights { tensors: tensors.collect::<Result<_, EngineError>>()? })
         })
     }
 }
@@ -430,11 +316,6 @@ impl Model {
     pub(crate) fn loss_and_gradients(&self, batch: &Batch) -> (f64, Vec<(String, Vec<f32>)>) {
         let (loss, gradients) = self.gradient(batch).unwrap();
         let named = self.parameters.iter().zip(gradients);
-        (
-            loss,
-            named
-                .map(|(parameter, gradient)| (parameter.name.clone(), read(gradient).unwrap()))
-                .collect(),
-        )
+        (loss, named.map(|(parameter, gradient)| (parameter.name.clone(), read(gradient).unwrap())).collect())
     }
 }

@@ -27,32 +27,15 @@ impl AdamW {
 
     /// What a gradient of that norm is multiplied by.
     pub(crate) fn clip_factor(&self, norm: f64) -> f64 {
-        if norm > self.clip_norm {
-            self.clip_norm / norm
-        } else {
-            1.0
-        }
+        if norm > self.clip_norm { self.clip_norm / norm } else { 1.0 }
     }
 
     /// The constants of update number `step` (from 1).
-    pub(crate) fn update(
-        &self,
-        step: usize,
-        learning_rate: f64,
-        clip_factor: f64,
-        decays: bool,
-    ) -> Update {
+    pub(crate) fn update(&self, step: usize, learning_rate: f64, clip_factor: f64, decays: bool) -> Update {
         let exponent = i32::try_from(step).unwrap_or(i32::MAX);
-        let (first, second) = (
-            1.0 - self.beta1.powi(exponent),
-            1.0 - self.beta2.powi(exponent),
-        );
+        let (first, second) = (1.0 - self.beta1.powi(exponent), 1.0 - self.beta2.powi(exponent));
         Update {
-            keep: if decays {
-                (1.0 - learning_rate * self.weight_decay) as f32
-            } else {
-                1.0
-            },
+            keep: if decays { (1.0 - learning_rate * self.weight_decay) as f32 } else { 1.0 },
             scale: clip_factor as f32,
             beta1: self.beta1 as f32,
             beta2: self.beta2 as f32,
@@ -103,31 +86,15 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 }
 
 /// Applies an update to one tensor, in place.
-pub(crate) fn apply(
-    update: Update,
-    weights: &mut [f32],
-    gradients: &[f32],
-    mean: &mut [f32],
-    square: &mut [f32],
-) {
-    let Update {
-        keep,
-        scale,
-        beta1,
-        beta2,
-        rate,
-        root,
-        epsilon,
-    } = update;
+pub(crate) fn apply(update: Update, weights: &mut [f32], gradients: &[f32], mean: &mut [f32], square: &mut [f32]) {
+    let Update { keep, scale, beta1, beta2, rate, root, epsilon } = update;
     let (new1, new2) = (1.0 - beta1, 1.0 - beta2);
     weights
         .par_chunks_mut(CHUNK)
         .zip(gradients.par_chunks(CHUNK))
         .zip(mean.par_chunks_mut(CHUNK).zip(square.par_chunks_mut(CHUNK)))
         .for_each(|((weights, gradients), (mean, square))| {
-            for (((weight, gradient), mean), square) in
-                weights.iter_mut().zip(gradients).zip(mean).zip(square)
-            {
+            for (((weight, gradient), mean), square) in weights.iter_mut().zip(gradients).zip(mean).zip(square) {
                 let gradient = gradient * scale;
                 *mean = beta1 * *mean + new1 * gradient;
                 *square = beta2 * *square + new2 * gradient * gradient;
@@ -144,59 +111,32 @@ mod tests {
     fn two_updates_equal_pytorch() {
         // torch.optim.AdamW([w], lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01), gradients 0.5, -2, 1 twice:
         // worked out by hand from the same formula in double precision.
-        let optimizer = AdamW {
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.01,
-            clip_norm: 1.0,
-        };
+        let optimizer = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, clip_norm: 1.0 };
         let (mut weights, gradients) = ([1f32, -1.0, 0.0], [[0.5f32, -2.0, 1.0], [0.25, 1.0, 1.0]]);
         let (mut mean, mut square) = ([0f32; 3], [0f32; 3]);
         let mut expected = [1f64, -1.0, 0.0];
         let (mut m, mut v) = ([0f64; 3], [0f64; 3]);
         for (step, gradient) in gradients.iter().enumerate() {
-            apply(
-                optimizer.update(step + 1, 0.1, 1.0, true),
-                &mut weights,
-                gradient,
-                &mut mean,
-                &mut square,
-            );
+            apply(optimizer.update(step + 1, 0.1, 1.0, true), &mut weights, gradient, &mut mean, &mut square);
             for i in 0..3 {
                 let g = f64::from(gradient[i]);
                 expected[i] *= 1.0 - 0.1 * 0.01;
                 m[i] = 0.9 * m[i] + 0.1 * g;
                 v[i] = 0.999 * v[i] + 0.001 * g * g;
                 let t = step as i32 + 1;
-                let (first, second) = (
-                    m[i] / (1.0 - 0.9f64.powi(t)),
-                    v[i] / (1.0 - 0.999f64.powi(t)),
-                );
+                let (first, second) = (m[i] / (1.0 - 0.9f64.powi(t)), v[i] / (1.0 - 0.999f64.powi(t)));
                 expected[i] -= 0.1 * first / (second.sqrt() + 1e-8);
             }
         }
         for (weight, expected) in weights.iter().zip(expected) {
-            assert!(
-                (f64::from(*weight) - expected).abs() < 1e-5,
-                "{weight} {expected}"
-            );
+            assert!((f64::from(*weight) - expected).abs() < 1e-5, "{weight} {expected}");
         }
-        assert!(
-            (expected[0] - 0.805).abs() < 0.01,
-            "the first step moves by the learning rate"
-        );
+        assert!((expected[0] - 0.805).abs() < 0.01, "the first step moves by the learning rate");
     }
 
     #[test]
     fn a_long_gradient_is_scaled_to_the_norm() {
-        let optimizer = AdamW {
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.01,
-            clip_norm: 1.0,
-        };
+        let optimizer = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, clip_norm: 1.0 };
         let gradients = vec![0.1f32; 50_000];
         let norm = norm(&gradients);
         assert!((norm - 0.1 * 50_000f64.sqrt()).abs() < 1e-3);
@@ -206,29 +146,11 @@ mod tests {
 
     #[test]
     fn vectors_do_not_decay() {
-        let optimizer = AdamW {
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.5,
-            clip_norm: 1.0,
-        };
+        let optimizer = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.5, clip_norm: 1.0 };
         let (mut weights, mut mean, mut square) = ([1f32], [0f32], [0f32]);
-        apply(
-            optimizer.update(1, 0.1, 1.0, false),
-            &mut weights,
-            &[0.0],
-            &mut mean,
-            &mut square,
-        );
+        apply(optimizer.update(1, 0.1, 1.0, false), &mut weights, &[0.0], &mut mean, &mut square);
         assert_eq!(weights, [1.0]);
-        apply(
-            optimizer.update(1, 0.1, 1.0, true),
-            &mut weights,
-            &[0.0],
-            &mut mean,
-            &mut square,
-        );
+        apply(optimizer.update(1, 0.1, 1.0, true), &mut weights, &[0.0], &mut mean, &mut square);
         assert!((weights[0] - 0.95).abs() < 1e-6);
     }
 }

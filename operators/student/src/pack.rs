@@ -19,21 +19,14 @@ pub struct Row {
 impl Row {
     /// A row of `begin` (if the tokenizer has one), `prompt`, `text` and `end`, with loss on everything after `begin`.
     pub fn whole(begin: Option<u32>, prompt: &[u32], text: &[u32], end: u32) -> Self {
-        let ids: Vec<u32> = begin
-            .into_iter()
-            .chain(prompt.iter().chain(text).copied())
-            .chain([end])
-            .collect();
+        let ids: Vec<u32> = begin.into_iter().chain(prompt.iter().chain(text).copied()).chain([end]).collect();
         Self { ids, loss_from: 1 }
     }
 
     /// As [`Row::whole`], with loss on `text` and `end` only.
     pub fn completion(begin: Option<u32>, prompt: &[u32], text: &[u32], end: u32) -> Self {
         let row = Self::whole(begin, prompt, text, end);
-        Self {
-            loss_from: (usize::from(begin.is_some()) + prompt.len()).max(1),
-            ..row
-        }
+        Self { loss_from: (usize::from(begin.is_some()) + prompt.len()).max(1), ..row }
     }
 
     /// The number of tokens that are predicted.
@@ -58,10 +51,7 @@ pub(crate) fn order(rows: usize, seed: u64, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rows).collect();
     if epoch > 0 {
         let mut hasher = blake3::Hasher::new();
-        hasher
-            .update(b"order of rows")
-            .update(&seed.to_le_bytes())
-            .update(&(epoch as u64).to_le_bytes());
+        hasher.update(b"order of rows").update(&seed.to_le_bytes()).update(&(epoch as u64).to_le_bytes());
         order.shuffle(&mut ChaCha12Rng::from_seed(*hasher.finalize().as_bytes()));
     }
     order
@@ -81,19 +71,13 @@ pub(crate) fn pack(rows: &[Row], order: &[usize], length: usize) -> Vec<Vec<Piec
         let tokens = rows[row].ids.len();
         let mut start = 0;
         while start + 1 < tokens {
-            let piece = Piece {
-                row,
-                start,
-                end: tokens.min(start + length),
-            };
+            let piece = Piece { row, start, end: tokens.min(start + length) };
             start = piece.end - 1;
             if piece.end <= rows[row].loss_from {
                 continue;
             }
             let size = piece.end - piece.start;
-            let open = sequences[oldest..]
-                .iter_mut()
-                .find(|(used, _)| used + size <= length);
+            let open = sequences[oldest..].iter_mut().find(|(used, _)| used + size <= length);
             if let Some((used, pieces)) = open {
                 *used += size;
                 pieces.push(piece);
@@ -135,11 +119,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new(sequences: usize, length: usize) -> Self {
-        Self {
-            sequences,
-            length,
-            ..Self::default()
-        }
+        Self { sequences, length, ..Self::default() }
     }
 
     /// Adds a document: `ids`, of which those from `loss_from` on are predicted.
@@ -147,12 +127,7 @@ impl Batch {
         let last = self.spans.last().filter(|span| span.sequence == sequence);
         let offset = last.map_or(0, |span| span.offset + span.len);
         debug_assert!(sequence < self.sequences && offset + ids.len() <= self.length);
-        self.spans.push(Span {
-            sequence,
-            offset,
-            start: self.ids.len(),
-            len: ids.len(),
-        });
+        self.spans.push(Span { sequence, offset, start: self.ids.len(), len: ids.len() });
         self.ids.extend_from_slice(ids);
         let following = (1..=ids.len()).map(|next| match ids.get(next) {
             Some(id) if next >= loss_from => *id,
@@ -167,21 +142,14 @@ impl Batch {
         for (sequence, pieces) in packed.iter().enumerate() {
             for piece in pieces {
                 let row = &rows[piece.row];
-                batch.push(
-                    sequence,
-                    &row.ids[piece.start..piece.end],
-                    row.loss_from.saturating_sub(piece.start),
-                );
+                batch.push(sequence, &row.ids[piece.start..piece.end], row.loss_from.saturating_sub(piece.start));
             }
         }
         batch
     }
 
     pub(crate) fn targets(&self) -> usize {
-        self.targets
-            .iter()
-            .filter(|target| **target != NO_TARGET)
-            .count()
+        self.targets.iter().filter(|target| **target != NO_TARGET).count()
     }
 }
 
@@ -195,30 +163,18 @@ mod tests {
             next += length as u32;
             (next - length as u32..next).collect()
         };
-        lengths
-            .iter()
-            .copied()
-            .map(ids)
-            .map(|ids| Row { ids, loss_from: 1 })
-            .collect()
+        lengths.iter().copied().map(ids).map(|ids| Row { ids, loss_from: 1 }).collect()
     }
 
     fn lengths() -> Vec<usize> {
-        (0..200)
-            .map(|i| 2 + (i * 7919) % 61)
-            .chain([300, 129, 128, 1])
-            .collect()
+        (0..200).map(|i| 2 + (i * 7919) % 61).chain([300, 129, 128, 1]).collect()
     }
 
     #[test]
     fn every_target_is_packed_once_and_rows_stay_whole() {
         let rows = rows(&lengths());
         let packed = pack(&rows, &order(rows.len(), 3, 0), 64);
-        assert!(
-            packed
-                .iter()
-                .all(|pieces| pieces.iter().map(|p| p.end - p.start).sum::<usize>() <= 64)
-        );
+        assert!(packed.iter().all(|pieces| pieces.iter().map(|p| p.end - p.start).sum::<usize>() <= 64));
         let mut targets = vec![0; rows.iter().map(|row| row.ids.len()).sum()];
         for batch in packed.chunks(3) {
             for target in Batch::of(&rows, batch, 3, 64).targets {
@@ -232,19 +188,11 @@ mod tests {
             assert!(row.ids[1..].iter().all(|id| targets[*id as usize] == 1));
         }
         for (row, Row { ids, .. }) in rows.iter().enumerate() {
-            let pieces = packed
-                .iter()
-                .flatten()
-                .filter(|piece| piece.row == row)
-                .count();
+            let pieces = packed.iter().flatten().filter(|piece| piece.row == row).count();
             assert_eq!(pieces, (ids.len() - 1).div_ceil(63));
         }
         let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
-        assert!(
-            packed.len() * 64 < tokens * 11 / 10,
-            "{} sequences for {tokens} tokens",
-            packed.len()
-        );
+        assert!(packed.len() * 64 < tokens * 11 / 10, "{} sequences for {tokens} tokens", packed.len());
     }
 
     #[test]
@@ -262,45 +210,23 @@ mod tests {
     #[test]
     fn loss_starts_where_the_row_says() {
         let row = Row::completion(Some(9), &[1, 2], &[3, 4], 8);
-        assert_eq!(
-            (row.ids.as_slice(), row.loss_from, row.targets()),
-            (&[9, 1, 2, 3, 4, 8][..], 3, 3)
-        );
+        assert_eq!((row.ids.as_slice(), row.loss_from, row.targets()), (&[9, 1, 2, 3, 4, 8][..], 3, 3));
         let mut batch = Batch::new(1, 8);
         batch.push(0, &row.ids, row.loss_from);
         batch.push(0, &[5, 6], 1);
-        assert_eq!(
-            batch.targets,
-            [NO_TARGET, NO_TARGET, 3, 4, 8, NO_TARGET, 6, NO_TARGET]
-        );
-        assert_eq!(
-            batch.spans[1],
-            Span {
-                sequence: 0,
-                offset: 6,
-                start: 6,
-                len: 2
-            }
-        );
+        assert_eq!(batch.targets, [NO_TARGET, NO_TARGET, 3, 4, 8, NO_TARGET, 6, NO_TARGET]);
+        assert_eq!(batch.spans[1], Span { sequence: 0, offset: 6, start: 6, len: 2 });
         let unframed = Row::completion(None, &[], &[3, 4], 8);
         assert_eq!((unframed.loss_from, unframed.targets()), (1, 2));
     }
 
     #[test]
     fn a_cut_row_keeps_its_prompt_masked() {
-        let row = Row {
-            ids: (0..10).collect(),
-            loss_from: 6,
-        };
+        let row = Row { ids: (0..10).collect(), loss_from: 6 };
         let rows = [row];
         let packed = pack(&rows, &[0], 4);
         let batch = Batch::of(&rows, &packed, packed.len(), 4);
-        let targets: Vec<u32> = batch
-            .targets
-            .iter()
-            .copied()
-            .filter(|t| *t != NO_TARGET)
-            .collect();
+        let targets: Vec<u32> = batch.targets.iter().copied().filter(|t| *t != NO_TARGET).collect();
         assert_eq!(targets, [6, 7, 8, 9]);
     }
 }

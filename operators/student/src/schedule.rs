@@ -19,9 +19,7 @@ mod tests {
 
     #[test]
     fn it_rises_to_the_peak_and_falls_to_nothing() {
-        let rates: Vec<f64> = (0..100)
-            .map(|step| learning_rate(step, 100, 2.0, 0.05))
-            .collect();
+        let rates: Vec<f64> = (0..100).map(|step| learning_rate(step, 100, 2.0, 0.05)).collect();
         assert!((rates[0] - 0.4).abs() < 1e-12);
         assert!((rates[4] - 2.0).abs() < 1e-12 && (rates[5] - 2.0).abs() < 1e-12);
         assert!(rates[..5].windows(2).all(|pair| pair[0] < pair[1]));
@@ -34,13 +32,8 @@ mod tests {
     fn short_and_extreme_schedules_are_finite() {
         for steps in 1..4 {
             for warmup in [0.0, 0.05, 1.0] {
-                let rates: Vec<f64> = (0..=steps)
-                    .map(|step| learning_rate(step, steps, 1.0, warmup))
-                    .collect();
-                assert!(
-                    rates.iter().all(|rate| (0.0..=1.0).contains(rate)),
-                    "{steps} {warmup} {rates:?}"
-                );
+                let rates: Vec<f64> = (0..=steps).map(|step| learning_rate(step, steps, 1.0, warmup)).collect();
+                assert!(rates.iter().all(|rate| (0.0..=1.0).contains(rate)), "{steps} {warmup} {rates:?}");
             }
         }
         assert_eq!(learning_rate(0, 1, 1.0, 0.0), 1.0);

@@ -20,14 +20,10 @@ pub enum ScoreError {
     #[error(transparent)]
     Architecture(#[from] ArchitectureError),
     /// A prompt is empty, so the first token of its continuation has nothing before it.
-    #[error(
-        "prompt {0} is empty: it must hold one token at least, such as the begin or the end token"
-    )]
+    #[error("prompt {0} is empty: it must hold one token at least, such as the begin or the end token")]
     EmptyPrompt(usize),
     /// A text is longer than the model is made for.
-    #[error(
-        "text {number} has {tokens} tokens, and the model is made for {limit} (`max_position_embeddings`)"
-    )]
+    #[error("text {number} has {tokens} tokens, and the model is made for {limit} (`max_position_embeddings`)")]
     TooLong {
         /// Which one, from 0.
         number: usize,
@@ -37,9 +33,7 @@ pub enum ScoreError {
         limit: usize,
     },
     /// A token isn't in the model's vocabulary.
-    #[error(
-        "text {number} holds token {id}, and the model has {vocabulary}: text and model must have the same tokenizer"
-    )]
+    #[error("text {number} holds token {id}, and the model has {vocabulary}: text and model must have the same tokenizer")]
     Token {
         /// Which text, from 0.
         number: usize,
@@ -68,10 +62,7 @@ pub struct Scorer {
 
 impl std::fmt::Debug for Scorer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Scorer")
-            .field("device", &self.device)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Scorer").field("device", &self.device).finish_non_exhaustive()
     }
 }
 
@@ -80,11 +71,7 @@ impl Scorer {
     ///
     /// # Errors
     /// When they aren't the architecture's.
-    pub fn new(
-        architecture: &Architecture,
-        weights: &Weights,
-        device: &Device,
-    ) -> Result<Self, ScoreError> {
+    pub fn new(architecture: &Architecture, weights: &Weights, device: &Device) -> Result<Self, ScoreError> {
         Ok(Self {
             engine: engine(architecture, weights.clone(), device)?,
             device: *device,
@@ -99,20 +86,13 @@ impl Scorer {
     ///
     /// # Errors
     /// For an empty prompt, a text that is too long, a token that the model doesn't have, and a device that fails.
-    pub fn log_probs(
-        &mut self,
-        texts: &[(Vec<u32>, Vec<u32>)],
-    ) -> Result<Vec<Vec<f32>>, ScoreError> {
+    pub fn log_probs(&mut self, texts: &[(Vec<u32>, Vec<u32>)]) -> Result<Vec<Vec<f32>>, ScoreError> {
         let mut order = Vec::with_capacity(texts.len());
         for (number, (prompt, continuation)) in texts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(ScoreError::EmptyPrompt(number));
             }
-            self.check(
-                number,
-                prompt.len() + continuation.len(),
-                prompt.iter().chain(continuation),
-            )?;
+            self.check(number, prompt.len() + continuation.len(), prompt.iter().chain(continuation))?;
             if !continuation.is_empty() {
                 order.push(number);
             }
@@ -123,29 +103,17 @@ impl Scorer {
         let mut left = order.as_slice();
         while !left.is_empty() {
             // The lengths rise, so the last text taken decides how much room all of them take.
-            let fits = |count: usize| {
-                count * length(&left[count - 1]).next_multiple_of(LENGTH_STEP) <= TOKENS_PER_BATCH
-            };
-            let count = (2..=left.len())
-                .take_while(|count| fits(*count))
-                .last()
-                .unwrap_or(1);
+            let fits = |count: usize| count * length(&left[count - 1]).next_multiple_of(LENGTH_STEP) <= TOKENS_PER_BATCH;
+            let count = (2..=left.len()).take_while(|count| fits(*count)).last().unwrap_or(1);
             let (taken, rest) = left.split_at(count);
             left = rest;
             let longest = taken.iter().map(length).max().unwrap_or(1);
             let mut batch = Batch::new(count, longest.next_multiple_of(LENGTH_STEP));
             for (sequence, number) in taken.iter().enumerate() {
                 let (prompt, continuation) = &texts[*number];
-                batch.push(
-                    sequence,
-                    &[prompt.as_slice(), continuation].concat(),
-                    prompt.len(),
-                );
+                batch.push(sequence, &[prompt.as_slice(), continuation].concat(), prompt.len());
             }
-            let values = self
-                .engine
-                .log_probs(&batch)
-                .map_err(|error| failed(self.device, error))?;
+            let values = self.engine.log_probs(&batch).map_err(|error| failed(self.device, error))?;
             for (span, number) in batch.spans.iter().zip(taken) {
                 let (prompt, continuation) = &texts[*number];
                 // A token's log-probability stands at the token before it.
@@ -161,12 +129,7 @@ impl Scorer {
     ///
     /// # Errors
     /// As [`Scorer::log_probs`]; a prompt is too long if `max_tokens` more don't fit.
-    pub fn generate(
-        &mut self,
-        prompts: &[Vec<u32>],
-        max_tokens: usize,
-        end: u32,
-    ) -> Result<Vec<Vec<u32>>, ScoreError> {
+    pub fn generate(&mut self, prompts: &[Vec<u32>], max_tokens: usize, end: u32) -> Result<Vec<Vec<u32>>, ScoreError> {
         for (number, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(ScoreError::EmptyPrompt(number));
@@ -180,21 +143,14 @@ impl Scorer {
                 break;
             }
             let mut still = Vec::with_capacity(open.len());
-            let longest = open
-                .iter()
-                .map(|number| texts[*number].len())
-                .max()
-                .unwrap_or(1);
+            let longest = open.iter().map(|number| texts[*number].len()).max().unwrap_or(1);
             let length = longest.next_multiple_of(LENGTH_STEP);
             for numbers in open.chunks((TOKENS_PER_BATCH / length).max(1)) {
                 let mut batch = Batch::new(numbers.len(), length);
                 for (sequence, number) in numbers.iter().enumerate() {
                     batch.push(sequence, &texts[*number], usize::MAX);
                 }
-                let next = self
-                    .engine
-                    .next(&batch)
-                    .map_err(|error| failed(self.device, error))?;
+                let next = self.engine.next(&batch).map_err(|error| failed(self.device, error))?;
                 for (number, id) in numbers.iter().zip(next) {
                     if id != end {
                         texts[*number].push(id);
@@ -204,42 +160,22 @@ impl Scorer {
             }
             open = still;
         }
-        Ok(texts
-            .into_iter()
-            .zip(prompts)
-            .map(|(text, prompt)| text[prompt.len()..].to_vec())
-            .collect())
+        Ok(texts.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
     }
 
-    fn check<'a>(
-        &self,
-        number: usize,
-        tokens: usize,
-        mut ids: impl Iterator<Item = &'a u32>,
-    ) -> Result<(), ScoreError> {
+    fn check<'a>(&self, number: usize, tokens: usize, mut ids: impl Iterator<Item = &'a u32>) -> Result<(), ScoreError> {
         if tokens > self.limit {
-            return Err(ScoreError::TooLong {
-                number,
-                tokens,
-                limit: self.limit,
-            });
+            return Err(ScoreError::TooLong { number, tokens, limit: self.limit });
         }
         match ids.find(|id| **id as usize >= self.vocabulary) {
-            Some(id) => Err(ScoreError::Token {
-                number,
-                id: *id,
-                vocabulary: self.vocabulary,
-            }),
+            Some(id) => Err(ScoreError::Token { number, id: *id, vocabulary: self.vocabulary }),
             None => Ok(()),
         }
     }
 }
 
 fn failed(device: Device, error: EngineError) -> ScoreError {
-    ScoreError::Device {
-        device,
-        said: error.0,
-    }
+    ScoreError::Device { device, said: error.0 }
 }
 
 #[cfg(test)]
@@ -252,11 +188,7 @@ mod tests {
         let architecture = Preset::Tiny.architecture(300);
         let mut weights = initialise(&architecture, 5);
         // Larger weights than a fresh model's, so that the log-probabilities differ between tokens.
-        for tensor in weights
-            .tensors
-            .values_mut()
-            .filter(|tensor| tensor.shape.len() == 2)
-        {
+        for tensor in weights.tensors.values_mut().filter(|tensor| tensor.shape.len() == 2) {
             tensor.values.iter_mut().for_each(|value| *value *= 8.0);
         }
         Scorer::new(&architecture, &weights, &Device::Cpu).unwrap()
@@ -267,28 +199,19 @@ mod tests {
         let mut scorer = scorer();
         let texts: Vec<(Vec<u32>, Vec<u32>)> = (0..40u32)
             .map(|i| {
-                let ids =
-                    |n: u32, salt: u32| (0..n).map(|j| (i * 37 + j * 11 + salt) % 300).collect();
+                let ids = |n: u32, salt: u32| (0..n).map(|j| (i * 37 + j * 11 + salt) % 300).collect();
                 (ids(1 + i % 9, 1), ids(i * 5 % 83, 2))
             })
             .collect();
         let together = scorer.log_probs(&texts).unwrap();
         for (text, together) in texts.iter().zip(&together) {
-            let alone = scorer
-                .log_probs(std::slice::from_ref(text))
-                .unwrap()
-                .remove(0);
+            let alone = scorer.log_probs(std::slice::from_ref(text)).unwrap().remove(0);
             assert_eq!(alone.len(), text.1.len());
             for (alone, together) in alone.iter().zip(together) {
                 assert!((alone - together).abs() < 2e-5, "{alone} {together}");
             }
         }
-        assert!(
-            together
-                .iter()
-                .flatten()
-                .all(|value| *value < 0.0 && *value > -50.0)
-        );
+        assert!(together.iter().flatten().all(|value| *value < 0.0 && *value > -50.0));
     }
 
     #[test]
@@ -302,26 +225,19 @@ mod tests {
             for id in text {
                 let all: Vec<_> = (0..300).map(|id| (before.clone(), vec![id])).collect();
                 let values = scorer.log_probs(&all).unwrap();
-                let best = values
-                    .iter()
-                    .map(|v| v[0])
-                    .fold(f32::NEG_INFINITY, f32::max);
+                let best = values.iter().map(|v| v[0]).fold(f32::NEG_INFINITY, f32::max);
                 assert!(values[*id as usize][0] >= best - 1e-4);
                 before.push(*id);
             }
         }
         let stop = texts[0][2];
-        assert_eq!(
-            scorer.generate(&prompts[..1], 6, stop).unwrap()[0],
-            texts[0][..2]
-        );
+        assert_eq!(scorer.generate(&prompts[..1], 6, stop).unwrap()[0], texts[0][..2]);
     }
 
     #[test]
     fn what_cannot_be_scored_is_refused() {
         let mut scorer = scorer();
-        let refuse =
-            |text: (Vec<u32>, Vec<u32>)| scorer.log_probs(&[text]).unwrap_err().to_string();
+        let refuse = |text: (Vec<u32>, Vec<u32>)| scorer.log_probs(&[text]).unwrap_err().to_string();
         let mut refuse = refuse;
         assert!(refuse((vec![], vec![1])).contains("is empty"));
         assert!(refuse((vec![1], vec![300])).contains("holds token 300"));

@@ -53,13 +53,7 @@ impl Default for Settings {
 impl Settings {
     /// The defaults for a pre-trained checkpoint.
     pub fn pretrained() -> Self {
-        Self {
-            sequence_length: 2048,
-            batch_size: 16,
-            epochs: 2,
-            learning_rate: 1e-5,
-            ..Self::default()
-        }
+        Self { sequence_length: 2048, batch_size: 16, epochs: 2, learning_rate: 1e-5, ..Self::default() }
     }
 
     /// Says which setting can't be used, if any.
@@ -84,12 +78,8 @@ impl Settings {
             ("epsilon", self.epsilon, f64::MIN_POSITIVE, 1.0),
             ("clip_norm", self.clip_norm, f64::MIN_POSITIVE, f64::MAX),
         ];
-        let outside = numbers
-            .into_iter()
-            .find(|(_, value, low, high)| !(low..=high).contains(&value));
-        outside.map(|(name, value, low, high)| {
-            format!("`{name}` is {value}: it must be from {low} to {high}")
-        })
+        let outside = numbers.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value));
+        outside.map(|(name, value, low, high)| format!("`{name}` is {value}: it must be from {low} to {high}"))
     }
 }
 
@@ -102,26 +92,8 @@ mod tests {
         assert_eq!(Settings::default().mistake(), None);
         assert_eq!(Settings::pretrained().mistake(), None);
         let wrong = |settings: Settings| settings.mistake().unwrap();
-        assert!(
-            wrong(Settings {
-                batch_size: 0,
-                ..Settings::default()
-            })
-            .contains("`batch_size` is 0")
-        );
-        assert!(
-            wrong(Settings {
-                beta2: 1.0,
-                ..Settings::default()
-            })
-            .contains("`beta2` is 1")
-        );
-        assert!(
-            wrong(Settings {
-                learning_rate: f64::NAN,
-                ..Settings::default()
-            })
-            .contains("`learning_rate` is NaN")
-        );
+        assert!(wrong(Settings { batch_size: 0, ..Settings::default() }).contains("`batch_size` is 0"));
+        assert!(wrong(Settings { beta2: 1.0, ..Settings::default() }).contains("`beta2` is 1"));
+        assert!(wrong(Settings { learning_rate: f64::NAN, ..Settings::default() }).contains("`learning_rate` is NaN"));
     }
 }

@@ -32,9 +32,7 @@ pub enum TokenizerError {
         possible: usize,
     },
     /// The vocabulary asked for doesn't even hold the bytes.
-    #[error(
-        "`vocabulary` is {wanted}, but 256 bytes and 3 special tokens need at least {SMALLEST_VOCABULARY}"
-    )]
+    #[error("`vocabulary` is {wanted}, but 256 bytes and 3 special tokens need at least {SMALLEST_VOCABULARY}")]
     VocabularyTooSmall {
         /// What was asked for.
         wanted: usize,
@@ -51,14 +49,7 @@ pub enum TokenizerError {
 }
 
 /// Names that published tokenizers give to their end token, the likeliest first.
-const END_NAMES: [&str; 6] = [
-    END,
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eot_id|>",
-    "<eos>",
-];
+const END_NAMES: [&str; 6] = [END, "<|end_of_text|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<eos>"];
 const BEGIN_NAMES: [&str; 4] = [BEGIN, "<|begin_of_text|>", "<s>", "<bos>"];
 const PAD_NAMES: [&str; 4] = [PAD, "<pad>", "<|finetune_right_pad_id|>", "[PAD]"];
 
@@ -86,35 +77,22 @@ where
     }
     let words = ByteLevel::default().add_prefix_space(false);
     let mut tokenizer = tokenizers::Tokenizer::new(BPE::default());
-    tokenizer
-        .with_pre_tokenizer(Some(words))
-        .with_decoder(Some(words));
+    tokenizer.with_pre_tokenizer(Some(words)).with_decoder(Some(words));
     let mut trainer: TrainerWrapper = BpeTrainer::builder()
         .vocab_size(vocabulary)
         .min_frequency(2)
         .show_progress(false)
         .progress_format(ProgressFormat::Silent)
-        .special_tokens(
-            [BEGIN, END, PAD]
-                .map(|name| AddedToken::from(name, true))
-                .to_vec(),
-        )
+        .special_tokens([BEGIN, END, PAD].map(|name| AddedToken::from(name, true)).to_vec())
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect::<HashSet<char>>())
         .build()
         .into();
-    tokenizer
-        .train(&mut trainer, texts)
-        .map_err(|error| TokenizerError::Library(error.to_string()))?;
+    tokenizer.train(&mut trainer, texts).map_err(|error| TokenizerError::Library(error.to_string()))?;
     let possible = tokenizer.get_vocab_size(true);
     if possible != vocabulary {
-        return Err(TokenizerError::CorpusTooSmall {
-            wanted: vocabulary,
-            possible,
-        });
+        return Err(TokenizerError::CorpusTooSmall { wanted: vocabulary, possible });
     }
-    let json = tokenizer
-        .to_string(true)
-        .map_err(|error| TokenizerError::Library(error.to_string()))?;
+    let json = tokenizer.to_string(true).map_err(|error| TokenizerError::Library(error.to_string()))?;
     Ok(Trained { json, vocabulary })
 }
 
@@ -155,33 +133,17 @@ impl Tokenizer {
     /// # Errors
     /// When the bytes are no tokenizer, or no end token is known.
     pub fn from_json_with_end(json: &[u8], end: Option<u32>) -> Result<Self, TokenizerError> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|error| TokenizerError::Parse(error.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| TokenizerError::Parse(error.to_string()))?;
         inner.set_encode_special_tokens(true);
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|error| TokenizerError::Library(error.to_string()))?;
+        inner.with_truncation(None).map_err(|error| TokenizerError::Library(error.to_string()))?;
         let find = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
         let begin = find(&BEGIN_NAMES);
         let pad = find(&PAD_NAMES);
-        let end = end
-            .or_else(|| find(&END_NAMES))
-            .ok_or(TokenizerError::NoEnd)?;
+        let end = end.or_else(|| find(&END_NAMES)).ok_or(TokenizerError::NoEnd)?;
         // Ids may have gaps in foreign tokenizers: what counts for an embedding is the largest one.
-        let vocabulary = inner
-            .get_vocab(true)
-            .values()
-            .map(|id| *id as usize + 1)
-            .max()
-            .unwrap_or(0);
-        Ok(Self {
-            inner: Arc::new(inner),
-            vocabulary,
-            begin,
-            end,
-            pad,
-        })
+        let vocabulary = inner.get_vocab(true).values().map(|id| *id as usize + 1).max().unwrap_or(0);
+        Ok(Self { inner: Arc::new(inner), vocabulary, begin, end, pad })
     }
 
     /// The ids of a text, without any special token.
@@ -189,10 +151,7 @@ impl Tokenizer {
     /// # Errors
     /// When the model of a foreign tokenizer has no token for a part of the text, and none for the unknown.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| TokenizerError::Library(error.to_string()))?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| TokenizerError::Library(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -201,10 +160,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn count(&self, text: &str) -> Result<usize, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| TokenizerError::Library(error.to_string()))?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| TokenizerError::Library(error.to_string()))?;
         Ok(encoding.len())
     }
 
@@ -213,9 +169,7 @@ impl Tokenizer {
     /// # Errors
     /// When the decoder of a foreign tokenizer refuses.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, true)
-            .map_err(|error| TokenizerError::Library(error.to_string()))
+        self.inner.decode(ids, true).map_err(|error| TokenizerError::Library(error.to_string()))
     }
 
     /// The number of ids, special ones included: every id is below it.
@@ -247,10 +201,7 @@ impl Tokenizer {
             "clean_up_tokenization_spaces": false,
             "eos_token": name(Some(self.end)),
         });
-        for (key, token) in [
-            ("bos_token", name(self.begin)),
-            ("pad_token", name(self.pad)),
-        ] {
+        for (key, token) in [("bos_token", name(self.begin)), ("pad_token", name(self.pad))] {
             if let Some(token) = token {
                 config[key] = token.into();
             }
@@ -303,17 +254,8 @@ pub(crate) mod tests {
     #[test]
     fn a_vocabulary_that_the_texts_do_not_allow_is_refused() {
         let error = train(TEXTS.iter(), 5000).unwrap_err();
-        let TokenizerError::CorpusTooSmall {
-            wanted: 5000,
-            possible,
-        } = error
-        else {
-            panic!("{error}")
-        };
+        let TokenizerError::CorpusTooSmall { wanted: 5000, possible } = error else { panic!("{error}") };
         assert_eq!(train(TEXTS.iter(), possible).unwrap().vocabulary, possible);
-        assert!(matches!(
-            train(TEXTS.iter(), 100),
-            Err(TokenizerError::VocabularyTooSmall { wanted: 100 })
-        ));
+        assert!(matches!(train(TEXTS.iter(), 100), Err(TokenizerError::VocabularyTooSmall { wanted: 100 })));
     }
 }

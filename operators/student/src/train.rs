@@ -82,9 +82,7 @@ pub enum TrainError {
         rows: usize,
     },
     /// A row's token isn't in the model's vocabulary.
-    #[error(
-        "row {row} holds token {id}, and the model has {vocabulary}: rows and model must have the same tokenizer"
-    )]
+    #[error("row {row} holds token {id}, and the model has {vocabulary}: rows and model must have the same tokenizer")]
     Token {
         /// The row's number, from 0; held-out rows count after the others.
         row: usize,
@@ -110,9 +108,7 @@ pub enum TrainError {
         learning_rate: f64,
     },
     /// The device failed.
-    #[error(
-        "`{device}` failed: {said} (if memory ran out, lower `batch_size` or `sequence_length`)"
-    )]
+    #[error("`{device}` failed: {said} (if memory ran out, lower `batch_size` or `sequence_length`)")]
     Device {
         /// The device.
         device: Device,
@@ -128,19 +124,8 @@ pub enum TrainError {
 ///
 /// # Errors
 /// For settings, weights or rows that can't be used, a loss that isn't finite, and a device that fails.
-pub fn train(
-    job: Job,
-    device: &Device,
-    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
-) -> Result<Trained, TrainError> {
-    let Job {
-        architecture,
-        weights,
-        rows,
-        heldout,
-        settings,
-        seed,
-    } = job;
+pub fn train(job: Job, device: &Device, on_event: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<Trained, TrainError> {
+    let Job { architecture, weights, rows, heldout, settings, seed } = job;
     if let Some(mistake) = settings.mistake() {
         return Err(TrainError::Settings(mistake));
     }
@@ -152,27 +137,17 @@ pub fn train(
     }
     check_rows(&rows, &heldout, &architecture)?;
     let mut engine = engine(&architecture, weights, device)?;
-    let failed = |error: EngineError| TrainError::Device {
-        device: *device,
-        said: error.0,
-    };
+    let failed = |error: EngineError| TrainError::Device { device: *device, said: error.0 };
 
     let (length, batch_size) = (settings.sequence_length, settings.batch_size);
     let packed = |rows: &[Row], epoch| pack(rows, &order(rows.len(), seed, epoch), length);
-    let epochs: Vec<_> = (0..settings.epochs)
-        .map(|epoch| packed(&rows, epoch))
-        .collect();
-    let steps: usize = epochs
-        .iter()
-        .map(|sequences| sequences.len().div_ceil(batch_size))
-        .sum();
+    let epochs: Vec<_> = (0..settings.epochs).map(|epoch| packed(&rows, epoch)).collect();
+    let steps: usize = epochs.iter().map(|sequences| sequences.len().div_ceil(batch_size)).sum();
     if steps == 0 {
         return Err(TrainError::Empty { rows: rows.len() });
     }
-    let heldout_batches: Vec<Batch> = packed(&heldout, 0)
-        .chunks(batch_size)
-        .map(|sequences| Batch::of(&heldout, sequences, batch_size, length))
-        .collect();
+    let heldout_batches: Vec<Batch> =
+        packed(&heldout, 0).chunks(batch_size).map(|sequences| Batch::of(&heldout, sequences, batch_size, length)).collect();
 
     let optimizer = AdamW::new(&settings);
     let (mut step, mut tokens, mut seconds) = (0, 0u64, 0.0);
@@ -185,32 +160,16 @@ pub fn train(
             let rate = learning_rate(step, steps, settings.learning_rate, settings.warmup);
             let measured = engine.step(&batch, &optimizer, rate).map_err(failed)?;
             step += 1;
-            for (what, value) in [
-                ("loss", measured.loss),
-                ("gradient", measured.gradient_norm),
-            ] {
+            for (what, value) in [("loss", measured.loss), ("gradient", measured.gradient_norm)] {
                 if !value.is_finite() {
-                    return Err(TrainError::NotFinite {
-                        what,
-                        value,
-                        step,
-                        steps,
-                        learning_rate: rate,
-                    });
+                    return Err(TrainError::NotFinite { what, value, step, steps, learning_rate: rate });
                 }
             }
             tokens += batch.ids.len() as u64;
             seconds += start.elapsed().as_secs_f64();
             losses.push(measured.loss);
-            let due = step == steps
-                || settings
-                    .evaluate_every
-                    .is_some_and(|every| step.is_multiple_of(every));
-            let heldout_loss = if due {
-                mean_loss(&mut *engine, &heldout_batches).map_err(failed)?
-            } else {
-                None
-            };
+            let due = step == steps || settings.evaluate_every.is_some_and(|every| step.is_multiple_of(every));
+            let heldout_loss = if due { mean_loss(&mut *engine, &heldout_batches).map_err(failed)? } else { None };
             let event = Event {
                 step,
                 steps,
@@ -245,33 +204,22 @@ pub(crate) fn engine(
 ) -> Result<Box<dyn Engine>, ArchitectureError> {
     architecture.check()?;
     if let Some(reason) = weights.mismatch(architecture) {
-        return Err(ArchitectureError::Unsupported(format!(
-            "the weights don't fit: {reason}"
-        )));
+        return Err(ArchitectureError::Unsupported(format!("the weights don't fit: {reason}")));
     }
     Ok(match device {
         Device::Cpu => Box::new(cpu::Model::new(architecture, weights)?),
         Device::Cuda(number) => {
-            let device =
-                burn::DispatchDevice::Cuda(burn::backend::cuda::CudaDevice { index: *number });
+            let device = burn::DispatchDevice::Cuda(burn::backend::cuda::CudaDevice { index: *number });
             Box::new(graph::Model::new(architecture, &weights, device)?)
         }
     })
 }
 
-fn check_rows(
-    rows: &[Row],
-    heldout: &[Row],
-    architecture: &Architecture,
-) -> Result<(), TrainError> {
+fn check_rows(rows: &[Row], heldout: &[Row], architecture: &Architecture) -> Result<(), TrainError> {
     let vocabulary = architecture.vocab_size;
     for (number, row) in rows.iter().chain(heldout).enumerate() {
         if let Some(id) = row.ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(TrainError::Token {
-                row: number,
-                id: *id,
-                vocabulary,
-            });
+            return Err(TrainError::Token { row: number, id: *id, vocabulary });
         }
     }
     Ok(())
@@ -282,11 +230,7 @@ fn mean_loss(engine: &mut dyn Engine, batches: &[Batch]) -> Result<Option<f64>, 
     let (mut sum, mut targets) = (0.0, 0);
     for batch in batches {
         targets += batch.targets();
-        sum -= engine
-            .log_probs(batch)?
-            .into_iter()
-            .map(f64::from)
-            .sum::<f64>();
+        sum -= engine.log_probs(batch)?.into_iter().map(f64::from).sum::<f64>();
     }
     Ok((targets > 0).then(|| sum / targets as f64))
 }

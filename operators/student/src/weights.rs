@@ -28,57 +28,32 @@ impl Weights {
     /// Says what keeps these weights from being those of `architecture`, if anything: tensors that are missing, that
     /// don't belong, or have another shape.
     pub fn mismatch(&self, architecture: &Architecture) -> Option<String> {
-        let found = self
-            .tensors
-            .iter()
-            .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
+        let found = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
         mismatch(architecture, found)
     }
 
     /// The number of weights.
     pub fn parameters(&self) -> usize {
-        self.tensors
-            .values()
-            .map(|tensor| tensor.values.len())
-            .sum()
+        self.tensors.values().map(|tensor| tensor.values.len()).sum()
     }
 }
 
 /// Says what keeps tensors of these names and shapes from being those of `architecture`, if anything.
-pub(crate) fn mismatch<'a>(
-    architecture: &Architecture,
-    found: impl Iterator<Item = (&'a str, &'a [usize])>,
-) -> Option<String> {
+pub(crate) fn mismatch<'a>(architecture: &Architecture, found: impl Iterator<Item = (&'a str, &'a [usize])>) -> Option<String> {
     let found: BTreeMap<&str, &[usize]> = found.collect();
     let wanted: BTreeMap<String, Vec<usize>> = architecture.tensors().into_iter().collect();
     let list = |names: Vec<String>| {
         let more = names.len().saturating_sub(8);
-        let shown = names
-            .iter()
-            .take(8)
-            .map(|name| format!("`{name}`"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        if more > 0 {
-            format!("{shown} and {more} more")
-        } else {
-            shown
-        }
+        let shown = names.iter().take(8).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        if more > 0 { format!("{shown} and {more} more") } else { shown }
     };
     let mut wrong = Vec::new();
-    let missing: Vec<String> = wanted
-        .keys()
-        .filter(|name| !found.contains_key(name.as_str()))
-        .cloned()
-        .collect();
+    let missing: Vec<String> = wanted.keys().filter(|name| !found.contains_key(name.as_str())).cloned().collect();
     if !missing.is_empty() {
         wrong.push(format!("missing: {}", list(missing)));
     }
-    let unexpected: Vec<String> = found
-        .keys()
-        .filter(|name| !wanted.contains_key(**name))
-        .map(|name| (*name).to_string())
-        .collect();
+    let unexpected: Vec<String> =
+        found.keys().filter(|name| !wanted.contains_key(**name)).map(|name| (*name).to_string()).collect();
     if !unexpected.is_empty() {
         wrong.push(format!("unexpected: {}", list(unexpected)));
     }
@@ -86,9 +61,7 @@ pub(crate) fn mismatch<'a>(
         if let Some(other) = found.get(name.as_str())
             && *other != shape.as_slice()
         {
-            wrong.push(format!(
-                "`{name}` has shape {other:?}, and `config.json` asks for {shape:?}"
-            ));
+            wrong.push(format!("`{name}` has shape {other:?}, and `config.json` asks for {shape:?}"));
         }
     }
     wrong.truncate(8);
@@ -104,11 +77,7 @@ pub fn initialise(architecture: &Architecture, seed: u64) -> Weights {
         let values = if shape.len() == 1 {
             vec![1.0; count]
         } else {
-            let deviation = if name.contains("o_proj") || name.contains("down_proj") {
-                0.02 / residual
-            } else {
-                0.02
-            };
+            let deviation = if name.contains("o_proj") || name.contains("down_proj") { 0.02 / residual } else { 0.02 };
             let mut hasher = blake3::Hasher::new();
             hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
             let mut generator = ChaCha12Rng::from_seed(*hasher.finalize().as_bytes());
@@ -121,9 +90,7 @@ pub fn initialise(architecture: &Architecture, seed: u64) -> Weights {
         };
         (name, HostTensor { shape, values })
     });
-    Weights {
-        tensors: tensors.collect(),
-    }
+    Weights { tensors: tensors.collect() }
 }
 
 #[cfg(test)]
@@ -144,12 +111,7 @@ mod tests {
         };
         assert!((deviation("model.layers.0.self_attn.q_proj.weight") - 0.02).abs() < 1e-3);
         assert!((deviation("model.layers.1.mlp.down_proj.weight") - 0.01).abs() < 5e-4);
-        assert!(
-            weights.tensors["model.norm.weight"]
-                .values
-                .iter()
-                .all(|v| *v == 1.0)
-        );
+        assert!(weights.tensors["model.norm.weight"].values.iter().all(|v| *v == 1.0));
     }
 
     #[test]
@@ -158,18 +120,9 @@ mod tests {
         let mut weights = initialise(&architecture, 7);
         let norm = weights.tensors.remove("model.norm.weight").unwrap();
         weights.tensors.insert("model.other.weight".into(), norm);
-        weights
-            .tensors
-            .get_mut("model.embed_tokens.weight")
-            .unwrap()
-            .shape = vec![128, 300];
+        weights.tensors.get_mut("model.embed_tokens.weight").unwrap().shape = vec![128, 300];
         let message = weights.mismatch(&architecture).unwrap();
-        for part in [
-            "missing: `model.norm.weight`",
-            "unexpected: `model.other.weight`",
-            "[128, 300]",
-            "[300, 128]",
-        ] {
+        for part in ["missing: `model.norm.weight`", "unexpected: `model.other.weight`", "[128, 300]", "[300, 128]"] {
             assert!(message.contains(part), "{message}");
         }
     }

@@ -37,11 +37,7 @@ fn max(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = values.chunks_exact(LANES);
-    let rest = chunks
-        .remainder()
-        .iter()
-        .copied()
-        .fold(f32::NEG_INFINITY, larger);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);
     for chunk in chunks {
         for (lane, value) in lanes.iter_mut().zip(chunk) {
             *lane = larger(*lane, *value);
@@ -54,12 +50,7 @@ fn max(values: &[f32]) -> f32 {
 fn dot(left: &[f32], right: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];
     let (left, right) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
-    let rest: f32 = left
-        .remainder()
-        .iter()
-        .zip(right.remainder())
-        .map(|(l, r)| l * r)
-        .sum();
+    let rest: f32 = left.remainder().iter().zip(right.remainder()).map(|(l, r)| l * r).sum();
     for (left, right) in left.zip(right) {
         for ((lane, l), r) in lanes.iter_mut().zip(left).zip(right) {
             *lane += l * r;
@@ -124,14 +115,7 @@ pub(super) fn norm(y: &mut [f32], inverse: &mut [f32], x: &[f32], weight: &[f32]
 }
 
 /// Backward of [`norm`]: adds to `dx` and to `dweight`, given the gradient `dy` of its output.
-pub(super) fn norm_backward(
-    dx: &mut [f32],
-    dweight: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
-    inverse: &[f32],
-    weight: &[f32],
-) {
+pub(super) fn norm_backward(dx: &mut [f32], dweight: &mut [f32], dy: &[f32], x: &[f32], inverse: &[f32], weight: &[f32]) {
     let width = weight.len();
     let block = ROWS_PER_SUM * width;
     let sums: Vec<Vec<f32>> = dx
@@ -141,10 +125,7 @@ pub(super) fn norm_backward(
         .map(|((dx, dy), (x, inverse))| {
             let mut sum = vec![0f32; width];
             let mut weighted = vec![0f32; width];
-            let rows = dx
-                .chunks_exact_mut(width)
-                .zip(dy.chunks_exact(width))
-                .zip(x.chunks_exact(width));
+            let rows = dx.chunks_exact_mut(width).zip(dy.chunks_exact(width)).zip(x.chunks_exact(width));
             for (((dx, dy), x), inverse) in rows.zip(inverse) {
                 for ((weighted, dy), weight) in weighted.iter_mut().zip(dy).zip(weight) {
                     *weighted = dy * weight;
@@ -169,24 +150,20 @@ pub(super) fn norm_backward(
 
 /// SwiGLU: `silu(gate) * up`, where a row of `gate_up` holds the gates and then as many ups.
 pub(super) fn swiglu(y: &mut [f32], gate_up: &[f32], width: usize) {
-    y.par_chunks_mut(width)
-        .zip(gate_up.par_chunks(2 * width))
-        .with_min_len(VALUES_PER_TASK.div_ceil(2 * width))
-        .for_each(|(y, gate_up)| {
+    y.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).with_min_len(VALUES_PER_TASK.div_ceil(2 * width)).for_each(
+        |(y, gate_up)| {
             let (gate, up) = gate_up.split_at(width);
             for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
                 *y = gate / (1.0 + exp(-gate)) * up;
             }
-        });
+        },
+    );
 }
 
 /// Backward of [`swiglu`]: replaces `gate_up` by its gradient, given the gradient `dy` of its output.
 pub(super) fn swiglu_backward(gate_up: &mut [f32], dy: &[f32], width: usize) {
-    gate_up
-        .par_chunks_mut(2 * width)
-        .zip(dy.par_chunks(width))
-        .with_min_len(VALUES_PER_TASK.div_ceil(2 * width))
-        .for_each(|(gate_up, dy)| {
+    gate_up.par_chunks_mut(2 * width).zip(dy.par_chunks(width)).with_min_len(VALUES_PER_TASK.div_ceil(2 * width)).for_each(
+        |(gate_up, dy)| {
             let (gate, up) = gate_up.split_at_mut(width);
             for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
                 let sigmoid = 1.0 / (1.0 + exp(-*gate));
@@ -194,7 +171,8 @@ pub(super) fn swiglu_backward(gate_up: &mut [f32], dy: &[f32], width: usize) {
                 let slope = sigmoid + silu * (1.0 - sigmoid);
                 (*gate, *up) = (dy * *up * slope, dy * silu);
             }
-        });
+        },
+    );
 }
 
 /// Cosines and sines of the rotary angles by position, as wide as half a head.
@@ -211,11 +189,8 @@ impl Rotary {
     pub(super) fn reach(&mut self, frequencies: &[f64], positions: usize) {
         self.half = frequencies.len();
         for position in self.positions..positions {
-            let angles = frequencies
-                .iter()
-                .map(|frequency| frequency * position as f64);
-            self.cosines
-                .extend(angles.clone().map(|angle| angle.cos() as f32));
+            let angles = frequencies.iter().map(|frequency| frequency * position as f64);
+            self.cosines.extend(angles.clone().map(|angle| angle.cos() as f32));
             self.sines.extend(angles.map(|angle| angle.sin() as f32));
         }
         self.positions = self.positions.max(positions);
@@ -274,10 +249,7 @@ mod tests {
         let (vector, mut turned, mut back) = ([1f32, -2.0, 0.5, 3.0], [0f32; 4], [0f32; 4]);
         rotary.turn(&mut turned, &vector, 7, 1.0);
         let (sine, cosine) = 7f32.sin_cos();
-        assert!(
-            (turned[0] - (cosine - 0.5 * sine)).abs() < 1e-5
-                && (turned[2] - (0.5 * cosine + sine)).abs() < 1e-5
-        );
+        assert!((turned[0] - (cosine - 0.5 * sine)).abs() < 1e-5 && (turned[2] - (0.5 * cosine + sine)).abs() < 1e-5);
         rotary.turn(&mut back, &turned, 7, -1.0);
         assert!(vector.iter().zip(back).all(|(v, b)| (v - b).abs() < 1e-5));
         rotary.turn(&mut turned, &vector, 0, 1.0);

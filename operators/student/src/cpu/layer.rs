@@ -26,14 +26,7 @@ pub(super) struct Parts<T> {
 impl Shape {
     fn part_sizes(&self) -> [usize; 6] {
         let (hidden, feed_forward) = (self.hidden, self.feed_forward);
-        [
-            hidden,
-            self.query_key_value() * hidden,
-            hidden * self.query(),
-            hidden,
-            2 * feed_forward * hidden,
-            hidden * feed_forward,
-        ]
+        [hidden, self.query_key_value() * hidden, hidden * self.query(), hidden, 2 * feed_forward * hidden, hidden * feed_forward]
     }
 
     /// The number of weights in a layer.
@@ -49,22 +42,8 @@ impl Shape {
             rest = after;
             part
         };
-        let [
-            attention_norm,
-            query_key_value,
-            output,
-            feed_forward_norm,
-            gate_up,
-            down,
-        ] = self.part_sizes().map(&mut next);
-        Parts {
-            attention_norm,
-            query_key_value,
-            output,
-            feed_forward_norm,
-            gate_up,
-            down,
-        }
+        let [attention_norm, query_key_value, output, feed_forward_norm, gate_up, down] = self.part_sizes().map(&mut next);
+        Parts { attention_norm, query_key_value, output, feed_forward_norm, gate_up, down }
     }
 
     /// As [`Shape::parts`], to be written.
@@ -75,22 +54,8 @@ impl Shape {
             rest = after;
             part
         };
-        let [
-            attention_norm,
-            query_key_value,
-            output,
-            feed_forward_norm,
-            gate_up,
-            down,
-        ] = self.part_sizes().map(&mut next);
-        Parts {
-            attention_norm,
-            query_key_value,
-            output,
-            feed_forward_norm,
-            gate_up,
-            down,
-        }
+        let [attention_norm, query_key_value, output, feed_forward_norm, gate_up, down] = self.part_sizes().map(&mut next);
+        Parts { attention_norm, query_key_value, output, feed_forward_norm, gate_up, down }
     }
 }
 
@@ -146,39 +111,22 @@ pub(super) struct Tokens<'a> {
 
 impl Shape {
     fn attention_sizes(&self, tokens: usize) -> Sizes {
-        Sizes {
-            tokens,
-            group: self.heads / self.key_value_heads,
-            width: self.head,
-        }
+        Sizes { tokens, group: self.heads / self.key_value_heads, width: self.head }
     }
 
     /// Copies heads `from..` of each token's row to `[heads, tokens, width]`, turned to their positions if asked.
-    fn split_heads(
-        &self,
-        to: &mut [f32],
-        rows: &[f32],
-        from: usize,
-        tokens: &Tokens<'_>,
-        turn: bool,
-    ) {
+    fn split_heads(&self, to: &mut [f32], rows: &[f32], from: usize, tokens: &Tokens<'_>, turn: bool) {
         let (width, stride) = (self.head, self.query_key_value());
-        to.par_chunks_mut(tokens.positions.len() * width)
-            .enumerate()
-            .for_each(|(head, to)| {
-                let at = (from + head) * width;
-                for ((to, row), position) in to
-                    .chunks_exact_mut(width)
-                    .zip(rows.chunks_exact(stride))
-                    .zip(tokens.positions)
-                {
-                    if turn {
-                        tokens.rotary.turn(to, &row[at..at + width], *position, 1.0);
-                    } else {
-                        to.copy_from_slice(&row[at..at + width]);
-                    }
+        to.par_chunks_mut(tokens.positions.len() * width).enumerate().for_each(|(head, to)| {
+            let at = (from + head) * width;
+            for ((to, row), position) in to.chunks_exact_mut(width).zip(rows.chunks_exact(stride)).zip(tokens.positions) {
+                if turn {
+                    tokens.rotary.turn(to, &row[at..at + width], *position, 1.0);
+                } else {
+                    to.copy_from_slice(&row[at..at + width]);
                 }
-            });
+            }
+        });
     }
 
     /// Layer forward: `x`, `[tokens, hidden]`, becomes the layer's output.
@@ -195,39 +143,18 @@ impl Shape {
         let weight = |values, rows, columns| Matrix::new(values, rows, columns).transposed();
 
         let input = copied(&mut saved.input, x);
-        let (normed, inverse) = (
-            sized(&mut saved.normed1, count * hidden),
-            sized(&mut saved.inverse1, count),
-        );
+        let (normed, inverse) = (sized(&mut saved.normed1, count * hidden), sized(&mut saved.inverse1, count));
         norm(normed, inverse, input, weights.attention_norm, self.epsilon);
         let rows = sized(&mut scratch.wide, count * wide);
-        parallel_product(
-            rows,
-            Matrix::new(normed, count, hidden),
-            weight(weights.query_key_value, wide, hidden),
-            false,
-        );
+        parallel_product(rows, Matrix::new(normed, count, hidden), weight(weights.query_key_value, wide, hidden), false);
         let query = sized(&mut saved.query, count * self.query());
         let key = sized(&mut saved.key, count * self.key_value());
         let value = sized(&mut saved.value, count * self.key_value());
         self.split_heads(query, rows, 0, tokens, true);
         self.split_heads(key, rows, self.heads, tokens, true);
-        self.split_heads(
-            value,
-            rows,
-            self.heads + self.key_value_heads,
-            tokens,
-            false,
-        );
+        self.split_heads(value, rows, self.heads + self.key_value_heads, tokens, false);
         let out = sized(&mut scratch.heads, count * self.query());
-        attention::forward(
-            out,
-            query,
-            key,
-            value,
-            tokens.spans,
-            self.attention_sizes(count),
-        );
+        attention::forward(out, query, key, value, tokens.spans, self.attention_sizes(count));
         let attended = sized(&mut saved.attended, count * self.query());
         let (head, heads) = (self.head, self.heads);
         for (token, row) in attended.chunks_exact_mut(heads * head).enumerate() {
@@ -237,40 +164,16 @@ impl Shape {
             }
         }
         let middle = copied(&mut saved.middle, x);
-        parallel_product(
-            middle,
-            Matrix::new(attended, count, self.query()),
-            weight(weights.output, hidden, self.query()),
-            true,
-        );
+        parallel_product(middle, Matrix::new(attended, count, self.query()), weight(weights.output, hidden, self.query()), true);
 
-        let (normed, inverse) = (
-            sized(&mut saved.normed2, count * hidden),
-            sized(&mut saved.inverse2, count),
-        );
-        norm(
-            normed,
-            inverse,
-            middle,
-            weights.feed_forward_norm,
-            self.epsilon,
-        );
+        let (normed, inverse) = (sized(&mut saved.normed2, count * hidden), sized(&mut saved.inverse2, count));
+        norm(normed, inverse, middle, weights.feed_forward_norm, self.epsilon);
         let gate_up = sized(&mut saved.gate_up, count * 2 * feed_forward);
-        parallel_product(
-            gate_up,
-            Matrix::new(normed, count, hidden),
-            weight(weights.gate_up, 2 * feed_forward, hidden),
-            false,
-        );
+        parallel_product(gate_up, Matrix::new(normed, count, hidden), weight(weights.gate_up, 2 * feed_forward, hidden), false);
         let gated = sized(&mut saved.gated, count * feed_forward);
         swiglu(gated, gate_up, feed_forward);
         x.copy_from_slice(middle);
-        parallel_product(
-            x,
-            Matrix::new(gated, count, feed_forward),
-            weight(weights.down, hidden, feed_forward),
-            true,
-        );
+        parallel_product(x, Matrix::new(gated, count, feed_forward), weight(weights.down, hidden, feed_forward), true);
     }
 
     /// Layer backward: `dx`, the gradient of the layer's output, becomes that of its input; the weights' gradients are
@@ -289,34 +192,14 @@ impl Shape {
 
         let slope = Matrix::new(dx, count, hidden);
         let dgated = sized(&mut scratch.gated, count * feed_forward);
-        parallel_product(
-            dgated,
-            slope,
-            Matrix::new(weights.down, hidden, feed_forward),
-            false,
-        );
-        parallel_product(
-            gradients.down,
-            slope.transposed(),
-            Matrix::new(&saved.gated, count, feed_forward),
-            true,
-        );
+        parallel_product(dgated, slope, Matrix::new(weights.down, hidden, feed_forward), false);
+        parallel_product(gradients.down, slope.transposed(), Matrix::new(&saved.gated, count, feed_forward), true);
         let gate_up = &mut saved.gate_up[..count * 2 * feed_forward];
         swiglu_backward(gate_up, dgated, feed_forward);
         let slope = Matrix::new(gate_up, count, 2 * feed_forward);
         let dnormed = sized(&mut scratch.narrow, count * hidden);
-        parallel_product(
-            dnormed,
-            slope,
-            Matrix::new(weights.gate_up, 2 * feed_forward, hidden),
-            false,
-        );
-        parallel_product(
-            gradients.gate_up,
-            slope.transposed(),
-            Matrix::new(&saved.normed2, count, hidden),
-            true,
-        );
+        parallel_product(dnormed, slope, Matrix::new(weights.gate_up, 2 * feed_forward, hidden), false);
+        parallel_product(gradients.gate_up, slope.transposed(), Matrix::new(&saved.normed2, count, hidden), true);
         norm_backward(
             dx,
             gradients.feed_forward_norm,
@@ -329,25 +212,12 @@ impl Shape {
         let slope = Matrix::new(dx, count, hidden);
         let rows = sized(&mut scratch.wide, count * wide.max(self.query()));
         let dattended = &mut rows[..count * self.query()];
-        parallel_product(
-            dattended,
-            slope,
-            Matrix::new(weights.output, hidden, self.query()),
-            false,
-        );
-        parallel_product(
-            gradients.output,
-            slope.transposed(),
-            Matrix::new(&saved.attended, count, self.query()),
-            true,
-        );
+        parallel_product(dattended, slope, Matrix::new(weights.output, hidden, self.query()), false);
+        parallel_product(gradients.output, slope.transposed(), Matrix::new(&saved.attended, count, self.query()), true);
         let (head, heads) = (self.head, self.heads);
         let dout = sized(&mut scratch.heads, count * self.query());
         for (h, dout) in dout.chunks_exact_mut(count * head).enumerate() {
-            for (row, dout) in dattended
-                .chunks_exact(heads * head)
-                .zip(dout.chunks_exact_mut(head))
-            {
+            for (row, dout) in dattended.chunks_exact(heads * head).zip(dout.chunks_exact_mut(head)) {
                 dout.copy_from_slice(&row[h * head..(h + 1) * head]);
             }
         }
@@ -363,42 +233,27 @@ impl Shape {
         );
         let rows = &mut rows[..count * wide];
         let (queries, keys) = (heads, self.key_value_heads);
-        rows.par_chunks_mut(wide)
-            .enumerate()
-            .with_min_len(32)
-            .for_each(|(token, row)| {
-                let position = tokens.positions[token];
-                for (h, row) in row.chunks_exact_mut(head).enumerate() {
-                    let (from, h, turned) = if h < queries {
-                        (&*dquery, h, true)
-                    } else if h < queries + keys {
-                        (&*dkey, h - queries, true)
-                    } else {
-                        (&*dvalue, h - queries - keys, false)
-                    };
-                    let at = (h * count + token) * head;
-                    if turned {
-                        tokens
-                            .rotary
-                            .turn(row, &from[at..at + head], position, -1.0);
-                    } else {
-                        row.copy_from_slice(&from[at..at + head]);
-                    }
+        rows.par_chunks_mut(wide).enumerate().with_min_len(32).for_each(|(token, row)| {
+            let position = tokens.positions[token];
+            for (h, row) in row.chunks_exact_mut(head).enumerate() {
+                let (from, h, turned) = if h < queries {
+                    (&*dquery, h, true)
+                } else if h < queries + keys {
+                    (&*dkey, h - queries, true)
+                } else {
+                    (&*dvalue, h - queries - keys, false)
+                };
+                let at = (h * count + token) * head;
+                if turned {
+                    tokens.rotary.turn(row, &from[at..at + head], position, -1.0);
+                } else {
+                    row.copy_from_slice(&from[at..at + head]);
                 }
-            });
+            }
+        });
         let slope = Matrix::new(rows, count, wide);
-        parallel_product(
-            dnormed,
-            slope,
-            Matrix::new(weights.query_key_value, wide, hidden),
-            false,
-        );
-        parallel_product(
-            gradients.query_key_value,
-            slope.transposed(),
-            Matrix::new(&saved.normed1, count, hidden),
-            true,
-        );
+        parallel_product(dnormed, slope, Matrix::new(weights.query_key_value, wide, hidden), false);
+        parallel_product(gradients.query_key_value, slope.transposed(), Matrix::new(&saved.normed1, count, hidden), true);
         norm_backward(
             dx,
             gradients.attention_norm,

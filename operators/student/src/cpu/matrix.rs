@@ -19,55 +19,30 @@ pub(super) struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// `rows` of `columns` values each, one row after the other.
     pub(super) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
-        assert!(
-            values.len() >= rows * columns,
-            "a matrix of {rows} x {columns} over {} values",
-            values.len()
-        );
-        Self {
-            values,
-            rows,
-            columns,
-            row_stride: columns,
-            column_stride: 1,
-        }
+        assert!(values.len() >= rows * columns, "a matrix of {rows} x {columns} over {} values", values.len());
+        Self { values, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
     pub(super) fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
+        Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
 
     fn rows(self, start: usize, count: usize) -> Self {
-        Self {
-            values: &self.values[start * self.row_stride..],
-            rows: count,
-            ..self
-        }
+        Self { values: &self.values[start * self.row_stride..], rows: count, ..self }
     }
 
     /// Whether every element lies in the slice.
     fn fits(&self) -> bool {
         self.rows == 0
             || self.columns == 0
-            || (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride
-                < self.values.len()
+            || (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride < self.values.len()
     }
 }
 
 /// `scale * lhs * rhs` into `dst` (row by row), or added to it; on the calling thread.
 pub(super) fn product(dst: &mut [f32], lhs: Matrix<'_>, rhs: Matrix<'_>, scale: f32, add: bool) {
     let (rows, columns, depth) = (lhs.rows, rhs.columns, lhs.columns);
-    assert_eq!(
-        depth, rhs.rows,
-        "a product of {rows} x {depth} and {} x {columns}",
-        rhs.rows
-    );
+    assert_eq!(depth, rhs.rows, "a product of {rows} x {depth} and {} x {columns}", rhs.rows);
     assert!(dst.len() >= rows * columns && lhs.fits() && rhs.fits());
     // SAFETY: the strides reach no element outside of the three slices, as just asserted; `dst` is borrowed uniquely,
     // so it overlaps neither operand; strides of slices are far below `isize::MAX`.
@@ -103,13 +78,10 @@ pub(super) fn parallel_product(dst: &mut [f32], lhs: Matrix<'_>, rhs: Matrix<'_>
         return;
     }
     let size = lhs.rows * rhs.columns;
-    dst[..size]
-        .par_chunks_mut(ROWS * rhs.columns)
-        .enumerate()
-        .for_each(|(block, dst)| {
-            let count = dst.len() / rhs.columns;
-            product(dst, lhs.rows(block * ROWS, count), rhs, 1.0, add);
-        });
+    dst[..size].par_chunks_mut(ROWS * rhs.columns).enumerate().for_each(|(block, dst)| {
+        let count = dst.len() / rhs.columns;
+        product(dst, lhs.rows(block * ROWS, count), rhs, 1.0, add);
+    });
 }
 
 #[cfg(test)]
@@ -120,45 +92,25 @@ mod tests {
     fn products_equal_sums() {
         let value = |i: usize, j: usize| ((i * 31 + j * 17) % 13) as f32 - 6.0;
         for (rows, depth, columns) in [(1, 1, 1), (3, 5, 2), (130, 7, 33), (65, 128, 70)] {
-            let lhs: Vec<f32> = (0..rows * depth)
-                .map(|i| value(i / depth, i % depth))
-                .collect();
-            let rhs: Vec<f32> = (0..depth * columns)
-                .map(|i| value(i % columns, i / columns))
-                .collect();
-            let lhs_t: Vec<f32> = (0..rows * depth)
-                .map(|i| lhs[(i % rows) * depth + i / rows])
-                .collect();
-            let rhs_t: Vec<f32> = (0..depth * columns)
-                .map(|i| rhs[(i % depth) * columns + i / depth])
-                .collect();
+            let lhs: Vec<f32> = (0..rows * depth).map(|i| value(i / depth, i % depth)).collect();
+            let rhs: Vec<f32> = (0..depth * columns).map(|i| value(i % columns, i / columns)).collect();
+            let lhs_t: Vec<f32> = (0..rows * depth).map(|i| lhs[(i % rows) * depth + i / rows]).collect();
+            let rhs_t: Vec<f32> = (0..depth * columns).map(|i| rhs[(i % depth) * columns + i / depth]).collect();
             let mut expected = vec![0f32; rows * columns];
             for i in 0..rows {
                 for j in 0..columns {
-                    expected[i * columns + j] = (0..depth)
-                        .map(|k| lhs[i * depth + k] * rhs[k * columns + j])
-                        .sum();
+                    expected[i * columns + j] = (0..depth).map(|k| lhs[i * depth + k] * rhs[k * columns + j]).sum();
                 }
             }
-            let lhs_forms = [
-                Matrix::new(&lhs, rows, depth),
-                Matrix::new(&lhs_t, depth, rows).transposed(),
-            ];
-            let rhs_forms = [
-                Matrix::new(&rhs, depth, columns),
-                Matrix::new(&rhs_t, columns, depth).transposed(),
-            ];
+            let lhs_forms = [Matrix::new(&lhs, rows, depth), Matrix::new(&lhs_t, depth, rows).transposed()];
+            let rhs_forms = [Matrix::new(&rhs, depth, columns), Matrix::new(&rhs_t, columns, depth).transposed()];
             for lhs in lhs_forms {
                 for rhs in rhs_forms {
                     let mut dst = vec![f32::NAN; rows * columns];
                     parallel_product(&mut dst, lhs, rhs, false);
                     assert_eq!(dst, expected, "{rows} {depth} {columns}");
                     product(&mut dst, lhs, rhs, 2.0, true);
-                    assert!(
-                        dst.iter()
-                            .zip(&expected)
-                            .all(|(sum, product)| *sum == 3.0 * product)
-                    );
+                    assert!(dst.iter().zip(&expected).all(|(sum, product)| *sum == 3.0 * product));
                 }
             }
         }

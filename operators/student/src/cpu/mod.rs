@@ -87,10 +87,7 @@ pub(crate) struct Model {
 
 impl Model {
     /// Takes the weights over. They must be those of `architecture`.
-    pub(crate) fn new(
-        architecture: &Architecture,
-        mut weights: Weights,
-    ) -> Result<Self, ArchitectureError> {
+    pub(crate) fn new(architecture: &Architecture, mut weights: Weights) -> Result<Self, ArchitectureError> {
         let shape = Shape {
             hidden: architecture.hidden_size,
             feed_forward: architecture.intermediate_size,
@@ -105,21 +102,11 @@ impl Model {
         let mut run = Vec::with_capacity(architecture.parameters());
         let mut tensors = Vec::new();
         for (name, shape) in architecture.tensors() {
-            let tensor = weights
-                .tensors
-                .remove(&name)
-                .filter(|tensor| tensor.shape == shape);
-            let tensor = tensor.ok_or_else(|| {
-                ArchitectureError::Unsupported(format!("no weights for `{name}`"))
-            })?;
+            let tensor = weights.tensors.remove(&name).filter(|tensor| tensor.shape == shape);
+            let tensor = tensor.ok_or_else(|| ArchitectureError::Unsupported(format!("no weights for `{name}`")))?;
             let start = run.len();
             run.extend_from_slice(&tensor.values);
-            tensors.push(Tensor {
-                name,
-                shape,
-                start,
-                end: run.len(),
-            });
+            tensors.push(Tensor { name, shape, start, end: run.len() });
         }
         Ok(Self {
             shape,
@@ -173,22 +160,14 @@ impl Model {
         let (shape, count) = (self.shape, ids.len());
         let hidden = shape.hidden;
         self.positions.clear();
-        self.positions
-            .extend(spans.iter().flat_map(|span| 0..span.len));
-        self.rotary.reach(
-            &self.frequencies,
-            spans.iter().map(|span| span.len).max().unwrap_or(0),
-        );
+        self.positions.extend(spans.iter().flat_map(|span| 0..span.len));
+        self.rotary.reach(&self.frequencies, spans.iter().map(|span| span.len).max().unwrap_or(0));
         let x = sized(&mut self.x, count * hidden);
         for (row, id) in x.chunks_exact_mut(hidden).zip(ids) {
             let at = *id as usize * hidden;
             row.copy_from_slice(&self.weights[at..at + hidden]);
         }
-        let tokens = Tokens {
-            spans,
-            positions: &self.positions,
-            rotary: &self.rotary,
-        };
+        let tokens = Tokens { spans, positions: &self.positions, rotary: &self.rotary };
         let (start, size) = (shape.vocabulary * hidden, shape.layer_size());
         for layer in 0..shape.layers {
             let weights = shape.parts(&self.weights[start + layer * size..][..size]);
@@ -208,12 +187,7 @@ impl Model {
     /// Calls `finish` with the logits of some rows of `normed` and the numbers of those rows, as many rows at a time as
     /// [`LOGITS_PER_PASS`] allows; afterwards, with `backward`, takes the logits for their own gradients, and adds to the
     /// head's gradient and writes to `dx` the gradient of `normed`.
-    fn head(
-        &mut self,
-        rows: &[usize],
-        backward: bool,
-        finish: &mut dyn FnMut(&mut [f32], &[usize]),
-    ) {
+    fn head(&mut self, rows: &[usize], backward: bool, finish: &mut dyn FnMut(&mut [f32], &[usize])) {
         let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
         let range = self.head_range();
         for rows in rows.chunks((LOGITS_PER_PASS / vocabulary).max(64)) {
@@ -224,22 +198,12 @@ impl Model {
             }
             let head = Matrix::new(&self.weights[range.clone()], vocabulary, hidden);
             let logits = sized(&mut self.logits, count * vocabulary);
-            parallel_product(
-                logits,
-                Matrix::new(gathered, count, hidden),
-                head.transposed(),
-                false,
-            );
+            parallel_product(logits, Matrix::new(gathered, count, hidden), head.transposed(), false);
             finish(logits, rows);
             if backward {
                 let slope = Matrix::new(logits, count, vocabulary);
                 let gradient = &mut self.gradients[range.clone()];
-                parallel_product(
-                    gradient,
-                    slope.transposed(),
-                    Matrix::new(gathered, count, hidden),
-                    true,
-                );
+                parallel_product(gradient, slope.transposed(), Matrix::new(gathered, count, hidden), true);
                 parallel_product(gathered, slope, head, false);
                 for (from, row) in gathered.chunks_exact(hidden).zip(rows) {
                     self.dx[row * hidden..(row + 1) * hidden].copy_from_slice(from);
@@ -253,9 +217,7 @@ impl Model {
         let (shape, count) = (self.shape, ids.len());
         let hidden = shape.hidden;
         self.forward(ids, spans, true);
-        let rows: Vec<usize> = (0..count)
-            .filter(|row| targets[*row] != NO_TARGET)
-            .collect();
+        let rows: Vec<usize> = (0..count).filter(|row| targets[*row] != NO_TARGET).collect();
         sized(&mut self.dx, count * hidden).fill(0.0);
         let mut loss = 0.0;
         self.head(&rows, true, &mut |logits, rows| {
@@ -280,24 +242,13 @@ impl Model {
             &self.inverse[..count],
             &self.weights[range],
         );
-        let tokens = Tokens {
-            spans,
-            positions: &self.positions,
-            rotary: &self.rotary,
-        };
+        let tokens = Tokens { spans, positions: &self.positions, rotary: &self.rotary };
         let (start, size) = (shape.vocabulary * hidden, shape.layer_size());
         for layer in (0..shape.layers).rev() {
             let range = start + layer * size..start + (layer + 1) * size;
             let weights = shape.parts(&self.weights[range.clone()]);
             let mut gradients = shape.parts_mut(&mut self.gradients[range]);
-            shape.backward(
-                dx,
-                &weights,
-                &mut gradients,
-                &tokens,
-                &mut self.saved[layer],
-                &mut self.scratch,
-            );
+            shape.backward(dx, &weights, &mut gradients, &tokens, &mut self.saved[layer], &mut self.scratch);
         }
         for (row, id) in dx.chunks_exact(hidden).zip(ids) {
             let at = *id as usize * hidden;
@@ -316,12 +267,7 @@ impl Model {
         let scale = 1.0 / targets as f32;
         let mut loss = 0.0;
         for (range, spans) in passes(batch) {
-            loss += self.backward(
-                &batch.ids[range.clone()],
-                &batch.targets[range],
-                &spans,
-                scale,
-            );
+            loss += self.backward(&batch.ids[range.clone()], &batch.targets[range], &spans, scale);
         }
         loss / targets as f64
     }
@@ -352,10 +298,7 @@ fn passes(batch: &Batch) -> Vec<(std::ops::Range<usize>, Vec<Span>)> {
         let end = span.start + span.len;
         match passes.last_mut() {
             Some((range, spans)) if end - range.start <= TOKENS_PER_PASS => {
-                spans.push(Span {
-                    start: span.start - range.start,
-                    ..*span
-                });
+                spans.push(Span { start: span.start - range.start, ..*span });
                 range.end = end;
             }
             _ => passes.push((span.start..end, vec![Span { start: 0, ..*span }])),
@@ -365,12 +308,7 @@ fn passes(batch: &Batch) -> Vec<(std::ops::Range<usize>, Vec<Span>)> {
 }
 
 impl Engine for Model {
-    fn step(
-        &mut self,
-        batch: &Batch,
-        optimizer: &AdamW,
-        learning_rate: f64,
-    ) -> Result<Step, EngineError> {
+    fn step(&mut self, batch: &Batch, optimizer: &AdamW, learning_rate: f64) -> Result<Step, EngineError> {
         // Inside the pool, so that the many small parallel loops don't each wake it from outside.
         Ok(rayon::scope(|_| {
             let loss = self.gradient(batch);
@@ -378,10 +316,7 @@ impl Engine for Model {
             if loss.is_finite() && gradient_norm.is_finite() {
                 self.update(optimizer, learning_rate, gradient_norm);
             }
-            Step {
-                loss,
-                gradient_norm,
-            }
+            Step { loss, gradient_norm }
         }))
     }
 
@@ -392,9 +327,7 @@ impl Engine for Model {
             for (range, spans) in passes(batch) {
                 let targets = &batch.targets[range.clone()];
                 self.forward(&batch.ids[range.clone()], &spans, false);
-                let rows: Vec<usize> = (0..targets.len())
-                    .filter(|row| targets[*row] != NO_TARGET)
-                    .collect();
+                let rows: Vec<usize> = (0..targets.len()).filter(|row| targets[*row] != NO_TARGET).collect();
                 self.head(&rows, false, &mut |logits, rows| {
                     let found: Vec<f32> = logits
                         .par_chunks_exact_mut(vocabulary)
@@ -436,17 +369,9 @@ impl Engine for Model {
     fn weights(&self) -> Result<Weights, EngineError> {
         let tensors = self.tensors.iter().map(|tensor| {
             let values = self.weights[tensor.start..tensor.end].to_vec();
-            (
-                tensor.name.clone(),
-                HostTensor {
-                    shape: tensor.shape.clone(),
-                    values,
-                },
-            )
+            (tensor.name.clone(), HostTensor { shape: tensor.shape.clone(), values })
         });
-        Ok(Weights {
-            tensors: tensors.collect(),
-        })
+        Ok(Weights { tensors: tensors.collect() })
     }
 }
 

@@ -14,27 +14,11 @@ fn job(settings: Settings) -> (Job, Tokenizer) {
     let trained = tokenizer::train(SENTENCES.iter(), 270).unwrap();
     let tokenizer = Tokenizer::from_json(trained.json.as_bytes()).unwrap();
     let architecture = Preset::Tiny.architecture(tokenizer.vocabulary());
-    let rows = SENTENCES.map(|sentence| {
-        Row::whole(
-            tokenizer.begin_id(),
-            &[],
-            &tokenizer.encode(sentence).unwrap(),
-            tokenizer.end_id(),
-        )
-    });
+    let rows =
+        SENTENCES.map(|sentence| Row::whole(tokenizer.begin_id(), &[], &tokenizer.encode(sentence).unwrap(), tokenizer.end_id()));
     let weights = initialise(&architecture, 3);
     let heldout = rows[..1].to_vec();
-    (
-        Job {
-            architecture,
-            weights,
-            rows: rows.to_vec(),
-            heldout,
-            settings,
-            seed: 9,
-        },
-        tokenizer,
-    )
+    (Job { architecture, weights, rows: rows.to_vec(), heldout, settings, seed: 9 }, tokenizer)
 }
 
 fn run(job: Job) -> (Trained, Vec<Event>) {
@@ -48,93 +32,48 @@ fn run(job: Job) -> (Trained, Vec<Event>) {
 
 #[test]
 fn four_sentences_are_learnt_by_heart() {
-    let settings = Settings {
-        epochs: 60,
-        evaluate_every: Some(50),
-        ..Settings::default()
-    };
+    let settings = Settings { epochs: 60, evaluate_every: Some(50), ..Settings::default() };
     let (job, tokenizer) = job(settings);
     let architecture = job.architecture.clone();
     let (trained, events) = run(job);
-    assert!(
-        events[0].loss > 5.0,
-        "a fresh model knows nothing: {}",
-        events[0].loss
-    );
+    assert!(events[0].loss > 5.0, "a fresh model knows nothing: {}", events[0].loss);
     assert!(trained.loss < 0.1, "{}", trained.loss);
     assert!(trained.finished && trained.steps == events.len());
-    let measured: Vec<usize> = events
-        .iter()
-        .filter(|event| event.heldout_loss.is_some())
-        .map(|event| event.step)
-        .collect();
+    let measured: Vec<usize> = events.iter().filter(|event| event.heldout_loss.is_some()).map(|event| event.step).collect();
     assert_eq!(
         measured,
-        (1..=trained.steps / 50)
-            .map(|i| i * 50)
-            .chain((trained.steps % 50 != 0).then_some(trained.steps))
-            .collect::<Vec<_>>()
+        (1..=trained.steps / 50).map(|i| i * 50).chain((trained.steps % 50 != 0).then_some(trained.steps)).collect::<Vec<_>>()
     );
     assert!(events.last().unwrap().heldout_loss.unwrap() < 0.1);
     let mut scorer = crate::Scorer::new(&architecture, &trained.weights, &Device::Cpu).unwrap();
-    let prompt: Vec<u32> = tokenizer
-        .begin_id()
-        .into_iter()
-        .chain(tokenizer.encode("The lighthouse of Varn").unwrap())
-        .collect();
-    let text = scorer
-        .generate(&[prompt], 60, tokenizer.end_id())
-        .unwrap()
-        .remove(0);
-    assert_eq!(
-        tokenizer.decode(&text).unwrap(),
-        " was built in 1911 by Elsa Holm."
-    );
+    let prompt: Vec<u32> = tokenizer.begin_id().into_iter().chain(tokenizer.encode("The lighthouse of Varn").unwrap()).collect();
+    let text = scorer.generate(&[prompt], 60, tokenizer.end_id()).unwrap().remove(0);
+    assert_eq!(tokenizer.decode(&text).unwrap(), " was built in 1911 by Elsa Holm.");
 }
 
 #[test]
 fn weights_are_the_same_for_any_number_of_threads() {
-    let settings = Settings {
-        epochs: 5,
-        batch_size: 3,
-        sequence_length: 48,
-        ..Settings::default()
-    };
+    let settings = Settings { epochs: 5, batch_size: 3, sequence_length: 48, ..Settings::default() };
     let with = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| run(job(settings.clone()).0))
     };
     let (one, one_events) = with(1);
     for threads in [2, 3, 7] {
         let (more, events) = with(threads);
         assert_eq!(one.weights, more.weights, "{threads} threads");
-        assert!(
-            one_events
-                .iter()
-                .zip(&events)
-                .all(|(one, more)| one.loss == more.loss)
-        );
+        assert!(one_events.iter().zip(&events).all(|(one, more)| one.loss == more.loss));
     }
 }
 
 #[test]
 fn a_receiver_that_breaks_ends_the_training_with_what_it_gave() {
-    let (job, _) = job(Settings {
-        epochs: 20,
-        ..Settings::default()
-    });
+    let (job, _) = job(Settings { epochs: 20, ..Settings::default() });
     let started = job.weights.clone();
     let mut seen = 0;
     let trained = train(job, &Device::Cpu, &mut |_| {
         seen += 1;
-        if seen == 3 {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if seen == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .unwrap();
     assert_eq!((trained.steps, trained.finished), (3, false));
@@ -144,23 +83,9 @@ fn a_receiver_that_breaks_ends_the_training_with_what_it_gave() {
 #[test]
 fn a_loss_that_is_no_number_stops_with_advice() {
     let (mut job, _) = job(Settings::default());
-    job.weights
-        .tensors
-        .get_mut("model.norm.weight")
-        .unwrap()
-        .values[0] = f32::NAN;
+    job.weights.tensors.get_mut("model.norm.weight").unwrap().values[0] = f32::NAN;
     let error = train(job, &Device::Cpu, &mut |_| ControlFlow::Continue(())).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            TrainError::NotFinite {
-                what: "loss",
-                step: 1,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, TrainError::NotFinite { what: "loss", step: 1, .. }), "{error}");
     assert!(error.to_string().contains("`learning_rate`"));
 }
 
@@ -169,22 +94,14 @@ fn rows_that_cannot_be_trained_on_are_refused() {
     let refuse = |change: &dyn Fn(&mut Job), needle: &str| {
         let (mut job, _) = job(Settings::default());
         change(&mut job);
-        let error = train(job, &Device::Cpu, &mut |_| ControlFlow::Continue(()))
-            .unwrap_err()
-            .to_string();
+        let error = train(job, &Device::Cpu, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
         assert!(error.contains(needle), "{error}");
     };
     refuse(&|job| job.rows.clear(), "nothing to train on");
     refuse(&|job| job.rows[2].ids[1] = 270, "row 2 holds token 270");
     refuse(&|job| job.settings.batch_size = 0, "`batch_size` is 0");
-    refuse(
-        &|job| job.settings.sequence_length = 4096,
-        "`sequence_length` is 4096",
-    );
-    refuse(
-        &|job| drop(job.weights.tensors.remove("model.norm.weight")),
-        "missing: `model.norm.weight`",
-    );
+    refuse(&|job| job.settings.sequence_length = 4096, "`sequence_length` is 4096");
+    refuse(&|job| drop(job.weights.tensors.remove("model.norm.weight")), "missing: `model.norm.weight`");
 }
 
 /// Tokens per second of the tiny preset at its own settings. Run it by name, with nothing else on the machine:
@@ -196,33 +113,17 @@ fn rate_of_the_tiny_preset() {
     let rows: Vec<Row> = (0..9000u32)
         .map(|row| {
             let length = 20 + (row * 7919) % 108;
-            Row {
-                ids: (0..length)
-                    .map(|i| (row * 31 + i * i * 17) % 2048)
-                    .collect(),
-                loss_from: 1,
-            }
+            Row { ids: (0..length).map(|i| (row * 31 + i * i * 17) % 2048).collect(), loss_from: 1 }
         })
         .collect();
     let weights = initialise(&architecture, 1);
-    let job = Job {
-        architecture,
-        weights,
-        rows,
-        heldout: Vec::new(),
-        settings: Settings::default(),
-        seed: 1,
-    };
+    let job = Job { architecture, weights, rows, heldout: Vec::new(), settings: Settings::default(), seed: 1 };
     let start = Instant::now();
     let mut last = None;
     let steps = 2344;
     let trained = train(job, &Device::Cpu, &mut |event| {
         last = Some(event);
-        if event.step == steps {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if event.step == steps { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .unwrap();
     let event = last.unwrap();
