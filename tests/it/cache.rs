@@ -13,11 +13,26 @@ stages:
   counts: { op: sql, from: { chunks: chunks }, query: "select doc_id, count(*) as n from chunks group by doc_id", key: [doc_id] }
 "#;
 
+/// A document about one thing, of about 900 characters, unlike those of other numbers.
 pub(crate) fn document(n: usize) -> String {
-    let sentences: String = (0..12)
-        .map(|s| format!("The {n}th lantern of row {s} weighs {} grams and hangs from hook {}. ", n * 31 + s * 7, n + s))
-        .collect();
-    format!("# Lantern {n}\n\n{sentences}\n\nA closing remark about lantern number {n} stands here.\n")
+    let name = ["Harrow", "Tansy", "Corbel", "Merrow", "Quill", "Osier", "Brindle", "Fallow"][n % 8];
+    format!(
+        "# {name} Lantern {n}\n\n\
+         {name} Lantern {n} was built in {} by the tinsmith Ida Brandt. It weighs {} grams and hangs in the hall of Port {name}. \
+         The keeper of {name} Lantern {n} is Lotte Amsel. She fills it with {} litres of rapeseed oil on every Monday.\n\n\
+         The glass of {name} Lantern {n} is amber. Its frame was painted green in {}, after a fire at the mill. \
+         A brass bell named Old Nan {n} hangs below it. The bell rings {} times when a boat comes in.\n\n\
+         {name} Lantern {n} can be seen from {} miles away. Emil Rooke bought the first wick for {} crowns. \
+         In winter the lantern burns from 4:{:02} in the afternoon. A heron called Duke {n} sleeps beside it.\n",
+        1801 + n,
+        300 + 31 * n,
+        n + 2,
+        1902 + n,
+        n + 3,
+        n + 5,
+        20 + 7 * n,
+        n % 60,
+    )
 }
 
 fn project() -> Project {

@@ -34,7 +34,7 @@ pub enum Provider {
     /// Rules, in this process.
     Offline(OfflineModel),
     /// A server.
-    OpenAi(OpenAiModel),
+    OpenAi(Box<OpenAiModel>),
 }
 
 /// A model that answers. Exactly one of `offline` and `openai` says where the answers come from.
@@ -163,7 +163,7 @@ impl From<ModelConfig> for Entry {
     fn from(model: ModelConfig) -> Self {
         let (offline, openai) = match model.provider {
             Provider::Offline(offline) => (Some(offline), None),
-            Provider::OpenAi(openai) => (None, Some(openai)),
+            Provider::OpenAi(openai) => (None, Some(*openai)),
         };
         Self { offline, openai, max_in_flight: model.max_in_flight, price: model.price }
     }
@@ -175,7 +175,7 @@ impl TryFrom<Entry> for ModelConfig {
     fn try_from(entry: Entry) -> Result<Self, Self::Error> {
         let provider = match (entry.offline, entry.openai) {
             (Some(offline), None) => Provider::Offline(offline),
-            (None, Some(openai)) => Provider::OpenAi(openai),
+            (None, Some(openai)) => Provider::OpenAi(Box::new(openai)),
             (None, None) => return Err("a model needs `offline` or `openai`"),
             (Some(_), Some(_)) => return Err("a model has `offline` or `openai`, not both"),
         };

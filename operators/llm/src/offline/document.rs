@@ -3,11 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::clause::{Clause, clauses};
-use super::grammar::{is_name, phrases};
-use super::lexicon::{
-    CONJUNCTIONS, DETERMINERS, GIVEN_NAMES, HONORIFICS, MONTHS, ORGANISATIONS, PLACES, POSSESSIVES, PREPOSITIONS, PRONOUNS,
-    SUBORDINATORS, WEEKDAYS, is_role,
-};
+use super::grammar::{is_auxiliary, is_name, phrases};
+use super::lexicon::{GIVEN_NAMES, HONORIFICS, ORGANISATIONS, PLACES, PREPOSITIONS, PRONOUNS, is_role, verb};
+use super::reference::{Case, Resolver};
 use super::text::{Token, capitalised, contains_words, join, sentences, tokens, words};
 
 /// What the subject of a document is, as far as it decides how to speak of it.
@@ -47,23 +45,25 @@ pub(super) struct Document {
 impl Subject {
     fn of(title: &str, sentences: &[&str]) -> Self {
         let bare = bare_title(title, sentences);
+        let (has_article, bare) = match bare.split_once(' ') {
+            Some((the, rest)) if the.eq_ignore_ascii_case("the") => (true, rest.to_owned()),
+            _ => (false, bare),
+        };
         let text = sentences.join(" ");
         let mentions = count(&text, &bare);
         let lower = bare.to_lowercase();
         let bare = if count(&text, &lower) > mentions { lower } else { bare };
         let with_article = count(&text, &format!("the {bare}")) + count(&text, &format!("The {bare}"));
-        let has_article = bare.to_lowercase().starts_with("the ");
-        let name = match (has_article, with_article * 2 > mentions.max(1)) {
-            (true, _) => format!("the {}", &bare[4..]),
-            (false, true) => format!("the {bare}"),
-            (false, false) => bare.clone(),
-        };
+        let name = if has_article || with_article * 2 > mentions.max(1) { format!("the {bare}") } else { bare.clone() };
         let mentioned = sentences.iter().filter(|sentence| contains_words(sentence, &bare)).count();
         let nature = nature(&bare, sentences);
         let last = bare.rsplit(' ').next().unwrap_or_default().to_lowercase();
         let were = format!("{bare} were ");
         let plural = text.contains(&were) || text.contains(&format!("{bare} are ")) && last.ends_with('s');
-        let alone = mentioned * 5 >= sentences.len() && sentences.len() <= 40;
+        // A short text that opens with its subject is about it, however seldom it says the name again.
+        let short = sentences.len() <= 20 && text.split(' ').count() <= 260;
+        let opens = sentences.first().is_some_and(|first| contains_words(first, &bare));
+        let alone = mentioned * 5 >= sentences.len() && sentences.len() <= 40 || short && opens;
         Self { name, bare, nature, plural, alone }
     }
 
@@ -72,7 +72,8 @@ impl Subject {
         contains_words(text, &self.bare)
     }
 
-    fn is_meant_by(&self, pronoun: &str) -> bool {
+    /// Whether a pronoun can mean it.
+    pub(super) fn is_meant_by(&self, pronoun: &str) -> bool {
         match pronoun {
             "he" | "she" => self.nature == Nature::Person,
             "it" => self.nature != Nature::Person && !self.plural,
@@ -214,14 +215,21 @@ impl Document {
         let found = sentences(text);
         let subject = Subject::of(title, &found);
         let case = Case::of(&found, &subject);
-        let mut resolver = Resolver { subject: &subject, thing: None, person: None, many: None };
+        let mut resolver = Resolver::new(&subject);
         let mut kept = Vec::new();
         for (number, sentence) in found.iter().enumerate() {
+            let before = kept.len();
             for mut clause in clauses(number, sentence) {
                 case.settle(&mut clause);
                 if resolver.resolve(&mut clause) {
                     kept.push(clause);
                 }
+            }
+            if kept.len() == before
+                && let Some(mut whole) = whole(number, sentence)
+            {
+                case.settle(&mut whole);
+                kept.push(whole);
             }
         }
         let people = people(&kept, &found, &subject);
@@ -241,6 +249,23 @@ impl Document {
         own || !name.is_empty() && self.people.contains(&join(&name))
             || is_role(&head_noun(row)) && !row.iter().any(Token::is_capital)
     }
+}
+
+/// A sentence that can't be taken apart, if it says something by itself.
+fn whole(number: usize, sentence: &str) -> Option<Clause> {
+    let mut row = tokens(sentence);
+    while row.last().is_some_and(|token| matches!(token.text.as_str(), "." | "!" | ";" | ":")) {
+        row.pop();
+    }
+    let has_verb = (1..row.len()).any(|at| is_auxiliary(&row[at]) || verb(&row[at].text).is_some());
+    let vague = row.iter().take(4).any(|token| {
+        matches!(
+            token.lower().as_str(),
+            "it" | "they" | "them" | "he" | "she" | "this" | "these" | "those" | "that" | "such" | "i" | "we" | "you"
+        )
+    });
+    let plain = !row.iter().any(|token| matches!(token.text.as_str(), "?" | "·" | "|" | "(" | "["));
+    (has_verb && plain && !vague && (5..=26).contains(&row.len())).then(|| Clause::whole(number, row))
 }
 
 /// The names of people: by their first name, by what is said of them, or by what they do.
@@ -281,7 +306,7 @@ fn people(clauses: &[Clause], sentences: &[&str], subject: &Subject) -> HashSet<
                     || role_before
                     || called
                     || (doing || by) && !placed())
-                    && !(article && !given)
+                    && (given || !article)
                 {
                     found.insert(joined);
                 }
@@ -289,226 +314,6 @@ fn people(clauses: &[Clause], sentences: &[&str], subject: &Subject) -> HashSet<
         }
     }
     found
-}
-
-/// Which words are names, learnt from where they are capitalised for no other reason.
-struct Case {
-    title: String,
-    names: HashSet<String>,
-    common: HashSet<String>,
-}
-
-impl Case {
-    fn of(sentences: &[&str], subject: &Subject) -> Self {
-        let mut case =
-            Self { title: subject.bare.clone(), names: words(&subject.bare).into_iter().collect(), common: HashSet::new() };
-        for sentence in sentences {
-            let row = tokens(sentence);
-            for (at, token) in row.iter().enumerate().skip(1) {
-                let opens = matches!(row[at - 1].text.as_str(), "\"" | "“" | ":" | "(");
-                if token.is_capital() && !opens {
-                    case.names.insert(token.lower());
-                } else if !token.is_capital() {
-                    case.common.insert(token.text.clone());
-                }
-            }
-        }
-        case
-    }
-
-    /// Takes the capital off a word that has it only for standing first.
-    fn settle(&self, clause: &mut Clause) {
-        for row in [&mut clause.lead, &mut clause.subject, &mut clause.rest] {
-            if join(row).starts_with(&self.title) {
-                continue;
-            }
-            let followed = row.get(1).is_some_and(Token::is_capital);
-            if let Some(first) = row.first_mut()
-                && first.is_capital()
-                && self.is_common(first, followed)
-            {
-                first.text = first.text.to_lowercase();
-            }
-        }
-    }
-
-    fn is_common(&self, token: &Token, followed_by_capital: bool) -> bool {
-        let lower = token.lower();
-        let word = lower.as_str();
-        if token.text.chars().filter(|c| c.is_uppercase()).count() > 1 || token.text == "I" {
-            return false;
-        }
-        if DETERMINERS.contains(word)
-            || PREPOSITIONS.contains(word)
-            || PRONOUNS.contains(word)
-            || SUBORDINATORS.contains(word)
-            || CONJUNCTIONS.contains(word)
-        {
-            return true;
-        }
-        if GIVEN_NAMES.contains(word)
-            || MONTHS.contains(word)
-            || WEEKDAYS.contains(word)
-            || self.names.contains(word) && (followed_by_capital || !self.common.contains(word))
-        {
-            return false;
-        }
-        self.common.contains(word) || !followed_by_capital
-    }
-}
-
-/// Follows who and what was spoken of last.
-struct Resolver<'a> {
-    subject: &'a Subject,
-    thing: Option<Vec<Token>>,
-    person: Option<Vec<Token>>,
-    many: Option<Vec<Token>>,
-}
-
-impl Resolver<'_> {
-    /// Puts nouns in the place of pronouns. `false` where that can't be done: the clause then says nothing by itself.
-    fn resolve(&mut self, clause: &mut Clause) -> bool {
-        let first = clause.subject[0].lower();
-        if clause.subject.len() == 1 && matches!(first.as_str(), "it" | "he" | "she" | "they") {
-            match self.referent(&first) {
-                Some(referent) => clause.subject = referent,
-                None => return false,
-            }
-        } else if POSSESSIVES.contains(first.as_str()) {
-            self.own(&mut clause.subject, &first);
-        } else if self.is_short_form(&clause.subject) {
-            clause.subject = tokens(&self.subject.name);
-        }
-        let vague = |token: &Token| {
-            matches!(
-                token.lower().as_str(),
-                "them" | "these" | "those" | "this" | "it" | "they" | "he" | "she" | "i" | "we" | "you" | "us" | "one"
-            )
-        };
-        if clause.subject.iter().any(vague) {
-            return false;
-        }
-        self.remember(clause);
-        self.resolve_object(clause);
-        true
-    }
-
-    /// "her goose" as "Ilva Brandreth's goose", "its boiler" as "the boiler of Old Brannoch"; "the" where nobody knows whose.
-    fn own(&self, row: &mut Vec<Token>, possessive: &str) {
-        let meant = match possessive {
-            "his" | "her" => self.subject.nature == Nature::Person,
-            "its" => self.subject.is_meant_by("it"),
-            _ => self.subject.is_meant_by("they"),
-        };
-        let phrase = phrases(row).first().map_or(row.len(), |phrase| phrase.range.end);
-        let name = tokens(&self.subject.name);
-        if !(meant && self.subject.alone) || self.subject.is_named_in(&join(row)) {
-            row[0].text = "the".to_owned();
-        } else if self.subject.nature == Nature::Person || phrase < row.len() {
-            let mut owner = name;
-            if let Some(last) = owner.last_mut() {
-                last.text.push_str(if last.text.ends_with('s') { "'" } else { "'s" });
-            }
-            row.splice(0..1, owner);
-        } else {
-            row[0].text = "the".to_owned();
-            row.splice(phrase..phrase, std::iter::once(Token::new("of")).chain(name));
-        }
-    }
-
-    fn referent(&self, pronoun: &str) -> Option<Vec<Token>> {
-        let name = || tokens(&self.subject.name);
-        let meant = self.subject.is_meant_by(pronoun);
-        if meant && self.subject.alone {
-            return Some(name());
-        }
-        let last = match pronoun {
-            "it" => &self.thing,
-            "they" => &self.many,
-            _ => &self.person,
-        };
-        last.clone().or_else(|| meant.then(name))
-    }
-
-    /// "the ferry" for the Amber Ferry, "Luther" for Martin Luther.
-    fn is_short_form(&self, row: &[Token]) -> bool {
-        let bare = &self.subject.bare;
-        let Some((_, head)) = bare.rsplit_once(' ') else {
-            return false;
-        };
-        match row {
-            [only] => self.subject.nature == Nature::Person && only.text == head,
-            [the, noun] => {
-                self.subject.alone
-                    && the.lower() == "the"
-                    && noun.text == head.to_lowercase()
-                    && head.chars().all(char::is_alphabetic)
-            }
-            _ => false,
-        }
-    }
-
-    fn remember(&mut self, clause: &Clause) {
-        let row = &clause.subject;
-        if row.len() > 8 {
-            return;
-        }
-        let head = head_noun(row);
-        let plural = matches!(clause.verb.tokens[0].text.as_str(), "are" | "were" | "have" | "do")
-            || head.ends_with('s') && !head.ends_with("ss") && !row.last().is_some_and(Token::is_capital);
-        let is_person = is_role(&head)
-            || row.len() > 1 && GIVEN_NAMES.contains(row[0].lower().as_str())
-            || join(row) == self.subject.name && self.subject.nature == Nature::Person;
-        let slot = if plural {
-            &mut self.many
-        } else if is_person {
-            &mut self.person
-        } else {
-            &mut self.thing
-        };
-        // "a landing" was introduced and is "the landing" from now on.
-        let mut row = row.clone();
-        match row[0].lower().as_str() {
-            "a" | "an" | "every" | "each" => row[0].text = "the".to_owned(),
-            _ if row[0].is_number() => row.insert(0, Token::new("the")),
-            _ => {}
-        }
-        *slot = Some(row);
-    }
-
-    /// "wrote it down" in a text about one thing: it is that thing.
-    fn resolve_object(&self, clause: &mut Clause) {
-        let elsewhere = !self.subject.is_named_in(&join(&clause.subject));
-        if !(self.subject.alone && elsewhere) {
-            return;
-        }
-        // "Lavinia Crabbe set out its rules": a person has no "its", so it is the subject's.
-        let by_person = clause.subject[0].is_capital() || is_role(&head_noun(&clause.subject));
-        if by_person
-            && self.subject.is_meant_by("it")
-            && let Some(at) = clause.rest.iter().position(|token| token.text == "its")
-        {
-            let mut owned = clause.rest.split_off(at);
-            self.own(&mut owned, "its");
-            clause.rest.append(&mut owned);
-            return;
-        }
-        let first = clause.rest.first().map(Token::lower).unwrap_or_default();
-        if clause.verb.copula && POSSESSIVES.contains(first.as_str()) {
-            self.own(&mut clause.rest, &first);
-            return;
-        }
-        let pronoun = if self.subject.nature == Nature::Person { "him" } else { "it" };
-        if pronoun == "it" && !self.subject.is_meant_by("it") {
-            return;
-        }
-        if let Some(at) = clause.rest.iter().take(3).position(|token| token.text == pronoun)
-            && (at == 0 || PREPOSITIONS.contains(clause.rest[at - 1].text.as_str()))
-        {
-            let name = tokens(&self.subject.name);
-            clause.rest.splice(at..=at, name);
-        }
-    }
 }
 
 /// The noun that a phrase is about: its last word before the first preposition, in lower case.

@@ -4,11 +4,9 @@ use std::ops::Range;
 
 use super::clause::Clause;
 use super::document::{Document, head_noun};
-use super::grammar::{Phrase, is_adjective_like, is_determiner, is_name, is_number, is_preposition, phrases};
-use super::lexicon::{
-    COLOURS, CURRENCIES, DURATIONS, Form, GIVEN_NAMES, HONORIFICS, MONTHS, ORGANISATIONS, PLACES, SEASONS, UNITS, WEEKDAYS,
-    is_role, verb,
-};
+use super::grammar::{Phrase, is_adjective_like, is_determiner, is_plural_form, is_preposition, phrases};
+use super::lexicon::{COLOURS, DURATIONS, Form, MONTHS, SEASONS, WEEKDAYS, is_role, verb};
+use super::span::{date_end, date_sort, name_sort, name_span, number_span, quote};
 use super::text::{Token, contains_words, join, words};
 
 /// What kind of answer a fact is.
@@ -114,6 +112,7 @@ pub(super) fn facts(document: &Document, text: &str) -> Vec<Fact> {
                 && !words(&subject.bare).iter().all(|word| contains_words(answer, word))
                 && !(contains_words(&subject.bare, answer))
                 && words(answer).len() <= MAX_ANSWER_WORDS
+                && answer.chars().count() > 1
                 && contains_words(text, answer)
         });
         out.append(&mut found);
@@ -126,7 +125,7 @@ fn spans(document: &Document, number: usize, place: Place, out: &mut Vec<Fact>) 
     let whole = Fact { clause: number, place, range: 0..0, sort: Sort::Noun, answer: String::new(), unit: String::new() };
     let row = whole.row(clause);
     let fact = |range: Range<usize>, sort: Sort, unit: &str| Fact {
-        answer: answer_text(&row[range.clone()]),
+        answer: join(&row[range.clone()]),
         range,
         sort,
         unit: unit.to_owned(),
@@ -145,7 +144,11 @@ fn spans(document: &Document, number: usize, place: Place, out: &mut Vec<Fact>) 
         }
         if let Some(end) = date_end(row, range.start) {
             skip_until = end;
-            out.push(fact(range.start..end, date_sort(&row[range.start..end]), ""));
+            let halfway =
+                range.start > 0 && row[range.start - 1].text == "from" && row.get(end).is_some_and(|next| next.text == "to");
+            if !halfway {
+                out.push(fact(range.start..end, date_sort(&row[range.start..end]), ""));
+            }
             continue;
         }
         if let Some(at) = range.clone().find(|at| date_end(row, *at).is_some_and(|end| end >= range.end) && *at > range.start) {
@@ -169,7 +172,7 @@ fn spans(document: &Document, number: usize, place: Place, out: &mut Vec<Fact>) 
             }
         }
         if let Some(name) = name_span(row, &range) {
-            let sort = match name_sort(row, &name, phrase.preposition) {
+            let sort = match name_sort(row, &name, phrase.preposition, &clause.verb.base) {
                 _ if document.is_person(&row[name.clone()]) => Sort::Person,
                 Sort::Name if clause.verb.copula && is_role(&head_noun(&clause.subject)) => Sort::Person,
                 sort => sort,
@@ -198,7 +201,9 @@ fn noun_facts(
         return;
     }
     let prep = range.start.checked_sub(1).map(|at| row[at].lower()).unwrap_or_default();
-    let timely = is_period(&head) && matches!(prep.as_str(), "in" | "on" | "at" | "during");
+    let repeated =
+        matches!(row[range.start].text.as_str(), "each" | "every") && (is_period(&head) || MONTHS.contains(head.as_str()));
+    let timely = repeated && prep != "of" || is_period(&head) && matches!(prep.as_str(), "in" | "on" | "at" | "during");
     let sort = match is_role(&head) {
         true => Sort::Role,
         false if timely => Sort::Period,
@@ -224,7 +229,12 @@ fn noun_facts(
         .is_some_and(|token| matches!(token.text.as_str(), "of" | "above" | "below" | "over" | "under" | "between" | "than"));
     let halfway = bare && row.get(range.end).is_some_and(|token| matches!(token.text.as_str(), "to" | "by")) && prep == "from";
     let verbal = bare && !prepared && matches!(verb(&head), Some((_, Form::ThirdPerson))) && place != Place::Subject;
-    let described = halfway || verbal || is_adjective_like(&row[range.end - 1]) && range.len() < 3;
+    // "come down hard", "found it difficult", "by hand"
+    let trailing = bare && !prepared && range.start > 0 && !is_plural_form(&head);
+    let idiom = prep == "per" || bare && prep == "by" && sort == Sort::Role;
+    let negative = matches!(row[range.start].lower().as_str(), "no" | "neither");
+    let described =
+        halfway || trailing || idiom || negative || verbal || is_adjective_like(&row[range.end - 1]) && range.len() < 3;
     if !is_empty_noun(&head) && !joined && !(bare && (narrowed || complement && !prepared)) && !described {
         out.push(fact(range, sort, ""));
     }
@@ -319,201 +329,6 @@ fn is_empty_noun(noun: &str) -> bool {
     )
 }
 
-/// The text of an answer. A word that was put in place of another has no own spacing to lose.
-fn answer_text(row: &[Token]) -> String {
-    join(row)
-}
-
-fn quote(row: &[Token]) -> Option<Range<usize>> {
-    let is_mark = |token: &Token| matches!(token.text.as_str(), "\"" | "“" | "”");
-    let open = row.iter().position(is_mark)?;
-    let close = open + 1 + row[open + 1..].iter().position(is_mark)?;
-    (close - open > 1 && close - open <= 10).then_some(open + 1..close)
-}
-
-fn is_year(token: &Token) -> bool {
-    let text = token.text.as_str();
-    text.len() == 4 && text.bytes().all(|b| b.is_ascii_digit()) && (text.starts_with('1') || text.starts_with("20"))
-        || text.len() == 5 && text.ends_with('s') && text[..4].bytes().all(|b| b.is_ascii_digit())
-}
-
-fn is_month(token: &Token) -> bool {
-    token.is_capital() && MONTHS.contains(token.lower().as_str())
-}
-
-fn is_day(token: &Token) -> bool {
-    let number = token.text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    !number.is_empty()
-        && number.len() <= 2
-        && number.parse::<u8>().is_ok_and(|day| (1..=31).contains(&day))
-        && matches!(&token.text[number.len()..], "" | "st" | "nd" | "rd" | "th")
-}
-
-/// The end of a date that starts at `at`: "3 May 1912", "May 3, 1912", "May 1912", "May", "1912", "Thursday".
-fn date_end(row: &[Token], at: usize) -> Option<usize> {
-    let token = &row[at];
-    let next = row.get(at + 1);
-    let with_year = |end: usize| {
-        let comma = usize::from(row.get(end).is_some_and(|token| token.text == ","));
-        if row.get(end + comma).is_some_and(is_year) { end + comma + 1 } else { end }
-    };
-    if is_day(token) && next.is_some_and(is_month) {
-        return Some(with_year(at + 2));
-    }
-    if is_month(token) {
-        return Some(with_year(if next.is_some_and(is_day) { at + 2 } else { at + 1 }));
-    }
-    let before = at.checked_sub(1).map(|before| row[before].lower());
-    if is_year(token)
-        && before.as_deref().is_none_or(|word| {
-            matches!(
-                word,
-                "in" | "since"
-                    | "from"
-                    | "until"
-                    | "till"
-                    | "by"
-                    | "of"
-                    | "before"
-                    | "after"
-                    | "to"
-                    | "and"
-                    | "spring"
-                    | "summer"
-                    | "autumn"
-                    | "winter"
-                    | "the"
-                    | "around"
-                    | "about"
-                    | "during"
-                    | "between"
-            )
-        })
-    {
-        return Some(at + 1);
-    }
-    (WEEKDAYS.contains(token.lower().as_str()) && token.is_capital()).then_some(at + 1)
-}
-
-fn date_sort(row: &[Token]) -> Sort {
-    match row {
-        [only] if is_year(only) => Sort::Year,
-        [only] if is_month(only) => Sort::Month,
-        [only] if WEEKDAYS.contains(only.lower().as_str()) => Sort::Weekday,
-        _ => Sort::Date,
-    }
-}
-
-/// A number in a phrase, with what it counts.
-fn number_span(row: &[Token], range: &Range<usize>) -> Option<(Range<usize>, Sort, String)> {
-    let at = range.clone().find(|at| is_number(&row[*at]) && !(row[*at].is_capital() && *at > 0))?;
-    let token = &row[at];
-    if at > range.start && row[at - 1].is_capital() && !is_determiner(&row[at - 1]) {
-        // "Apollo 11": a part of a name.
-        return None;
-    }
-    let text = token.text.as_str();
-    if text.contains(':') && text.bytes().all(|b| b.is_ascii_digit() || b == b':') {
-        let end = if row.get(at + 1).is_some_and(|next| matches!(next.text.as_str(), "a.m." | "p.m." | "am" | "pm")) {
-            at + 2
-        } else {
-            at + 1
-        };
-        return Some((at..end, Sort::Time, String::new()));
-    }
-    if row.get(at + 1).is_some_and(|next| matches!(next.text.as_str(), "a.m." | "p.m." | "o'clock")) {
-        return Some((at..at + 2, Sort::Time, String::new()));
-    }
-    let mut end = at + 1;
-    while row.get(end).is_some_and(|next| is_number(next) && !next.is_number()) {
-        end += 1;
-    }
-    if text.starts_with(|c: char| matches!(c, '$' | '£' | '€' | '¥')) {
-        return Some((at..end, Sort::Money, String::new()));
-    }
-    if text.ends_with('%') {
-        return Some((at..end, Sort::Percent, String::new()));
-    }
-    if end >= range.end && !token.is_number() && row.get(end).is_none_or(|next| next.text != "of") {
-        return None;
-    }
-    if end >= range.end {
-        return (text.len() > 1 || at == range.start)
-            .then(|| (at..end, Sort::Count, String::new()))
-            .filter(|_| !is_day(token) || range.len() == 1);
-    }
-    let unit = row[end].lower();
-    if matches!(unit.as_str(), "percent") {
-        return Some((at..end + 1, Sort::Percent, String::new()));
-    }
-    let measured = |range: Range<usize>, sort: Sort| Some((range.clone(), sort, join(&row[end..range.end])));
-    if CURRENCIES.contains(unit.as_str()) {
-        return measured(at..end + 1, Sort::Money);
-    }
-    if UNITS.contains(unit.as_str()) {
-        let squared = matches!(unit.as_str(), "square" | "cubic");
-        return measured(at..(end + 1 + usize::from(squared)).min(range.end), Sort::Quantity);
-    }
-    if matches!(unit.as_str(), "square" | "cubic") && end + 2 <= range.end {
-        return measured(at..end + 2, Sort::Quantity);
-    }
-    if range.end - end <= 4 && row[end..range.end].iter().all(|token| token.is_word() && !is_number(token)) {
-        return measured(at..range.end, Sort::Count);
-    }
-    None
-}
-
-/// The name in a phrase: its capitalised words, without the article, from the first to the last.
-fn name_span(row: &[Token], range: &Range<usize>) -> Option<Range<usize>> {
-    let is_part = |at: usize| is_name(row, at) && !is_month(&row[at]);
-    let start = range.clone().find(|at| is_part(*at))?;
-    let mut end = start + 1;
-    while end < range.end
-        && (is_part(end) || row[end].is_number() || matches!(row[end].text.as_str(), "of" | "de" | "van" | "von" | "upon" | "&"))
-    {
-        end += 1;
-    }
-    while !is_part(end - 1) && !row[end - 1].is_number() {
-        end -= 1;
-    }
-    let is_adjective = end < range.end;
-    let possessive = row[end - 1].text.ends_with("'s") || row[end - 1].text.ends_with("’s");
-    let article = start > range.start && matches!(row[start - 1].text.as_str(), "the" | "The") && start - 1 == range.start;
-    (!is_adjective && !possessive && end - start <= 7).then_some(start - usize::from(article)..end)
-}
-
-fn name_sort(row: &[Token], name: &Range<usize>, preposition: Option<usize>) -> Sort {
-    let article = matches!(row[name.start].text.as_str(), "the" | "The");
-    let first = row[name.start + usize::from(article)].lower();
-    let last = row[name.end - 1].lower();
-    let (first, last) = (first.as_str(), last.as_str());
-    let before = name.start.checked_sub(1).map(|at| row[at].lower()).unwrap_or_default();
-    let prep = preposition.map(|at| row[at].lower()).unwrap_or_default();
-    let article = article || matches!(before.as_str(), "a" | "an");
-    let has_of = row[name.clone()].iter().any(|token| token.text == "of");
-    if PLACES.contains(last) && !ORGANISATIONS.contains(last) {
-        return Sort::Place;
-    }
-    if ORGANISATIONS.contains(last) || ORGANISATIONS.contains(first) || has_of {
-        return Sort::Name;
-    }
-    let given = GIVEN_NAMES.contains(first) || HONORIFICS.contains(first);
-    if (given || HONORIFICS.contains(before.as_str()) || is_role(&before)) && !article {
-        return Sort::Person;
-    }
-    if matches!(prep.as_str(), "in" | "at" | "near" | "from" | "to" | "off" | "around" | "outside")
-        && !article
-        && !is_season(last)
-    {
-        return Sort::Place;
-    }
-    Sort::Name
-}
-
-fn is_season(word: &str) -> bool {
-    SEASONS.contains(word) || DURATIONS.contains(word)
-}
-
 /// Reasons and conditions: whole tails. Of a clause that says when, nobody asks when.
 fn reasons(clause: &Clause, number: usize, timed: bool, out: &mut Vec<Fact>) {
     for (n, tail) in clause.tails.iter().enumerate() {
@@ -531,7 +346,7 @@ fn reasons(clause: &Clause, number: usize, timed: bool, out: &mut Vec<Fact>) {
             _ => continue,
         };
         let range = skip..tail.len();
-        let answer = answer_text(&tail[range.clone()]);
+        let answer = join(&tail[range.clone()]);
         let vague = tail.iter().any(|token| matches!(token.text.as_str(), "it" | "they" | "he" | "she" | "this"));
         if range.len() >= 2 && !(vague && sort != Sort::Condition) {
             out.push(Fact { clause: number, place: Place::Tail(n), range, sort, answer, unit: String::new() });
@@ -611,7 +426,7 @@ fn purpose(clause: &Clause, number: usize, out: &mut Vec<Fact>) {
     );
     if after_noun && !part_of_noun && !asks {
         let range = at..row.len();
-        let answer = answer_text(&row[range.clone()]);
+        let answer = join(&row[range.clone()]);
         out.push(Fact { clause: number, place: Place::Rest, range, sort: Sort::Purpose, answer, unit: String::new() });
     }
 }

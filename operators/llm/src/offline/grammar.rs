@@ -116,7 +116,8 @@ pub(super) fn is_finite_verb(tokens: &[Token], subject: usize, at: usize) -> boo
         return false;
     };
     let after_noun = before.is_word()
-        && !is_determiner(before)
+        && (!is_determiner(before)
+            || matches!(before_lower.as_str(), "all" | "both" | "some" | "many" | "most" | "few" | "each"))
         && (!is_preposition(before) || before_lower == "down")
         && before_lower != "to"
         && !is_auxiliary(before)
@@ -140,6 +141,7 @@ pub(super) fn is_finite_verb(tokens: &[Token], subject: usize, at: usize) -> boo
             || PRONOUNS.contains(next.lower().as_str())
             || SUBORDINATORS.contains(next.lower().as_str())
             || CONJUNCTIONS.contains(next.lower().as_str())
+            || matches!(next.text.as_str(), "early" | "late" | "high" | "low" | "fast" | "straight")
     });
     let next_is_verb = next.is_some_and(|next| {
         // "cooks baked trout": a participle before a noun is no verb.
@@ -155,7 +157,9 @@ pub(super) fn is_finite_verb(tokens: &[Token], subject: usize, at: usize) -> boo
                 let object = tokens.get(at + 2 + n).is_some_and(is_determiner);
                 is_auxiliary(token) && !matches!(token.text.as_str(), "be" | "been" | "being")
                     || matches!(verb(&token.text), Some((_, Form::Past)))
-                    || matches!(verb(&token.text), Some((_, Form::PastOrParticiple))) && object && !token.is_capital()
+                    || matches!(verb(&token.text), Some((_, Form::PastOrParticiple | Form::ThirdPerson)))
+                        && object
+                        && !token.is_capital()
             });
             let clause_between = rest.clone().any(|token| {
                 let lower = token.lower();
@@ -164,13 +168,13 @@ pub(super) fn is_finite_verb(tokens: &[Token], subject: usize, at: usize) -> boo
                     || CONJUNCTIONS.contains(lower.as_str())
             });
             starts_complement && (!finite_later || clause_between)
-                || !starts_complement && !finite_later && after_noun && !is_adjective_like(before)
+                || !starts_complement && !finite_later && (after_noun || open) && !is_adjective_like(before)
         }
         Form::ThirdPerson => !next_is_verb && (starts_complement || !is_adjective_like(before)) && !is_number(before),
         Form::Base => {
             // "the wheels of Mother Rasp weigh": what makes the subject plural may stand further back.
             let plural = is_plural(before)
-                || starts_complement
+                || (starts_complement || next.is_some_and(|next| is_plural_form(&next.text)))
                     && next.is_some()
                     && tokens[subject..at].iter().any(|token| is_plural(token) || token.text == "and")
                     && !is_adjective_like(before);
@@ -269,9 +273,10 @@ pub(super) fn phrases(tokens: &[Token]) -> Vec<Phrase> {
         if is_determiner(&tokens[at]) {
             at += 1;
         }
+        // "the most populous city", "a newly built house"
+        let graded = |at: usize| at == start + 1 && is_determiner(&tokens[start]) && is_grade(&tokens[at]);
         while at < tokens.len()
-            && !is_determiner(&tokens[at])
-            && !(bounds_phrase(&tokens[at]) && !name_goes_on(tokens, start, at))
+            && (graded(at) || !is_determiner(&tokens[at]) && (!bounds_phrase(&tokens[at]) || name_goes_on(tokens, start, at)))
         {
             if at > start && (starts_description(tokens, at) || is_surely_verb(tokens, start, at)) {
                 break;
@@ -286,6 +291,11 @@ pub(super) fn phrases(tokens: &[Token]) -> Vec<Phrase> {
         out.push(Phrase { range: start..at, preposition });
     }
     out
+}
+
+/// An adverb that can stand between an article and an adjective.
+fn is_grade(token: &Token) -> bool {
+    is_ly(token) || matches!(token.text.as_str(), "most" | "more" | "least" | "less" | "very" | "too" | "once" | "still" | "now")
 }
 
 /// Among noun phrases, a word that can be a plural noun ("steps") is a verb only if an object follows.
@@ -368,9 +378,17 @@ pub(super) fn verb_group(tokens: &[Token], at: usize) -> Option<(VerbGroup, usiz
         let fits = match &form {
             Some((_, Form::Participle | Form::PastOrParticiple)) => after_be || after_have,
             Some((_, Form::Ing)) => after_be && !is_phrase_head(tokens, next),
+            None => {
+                MODALS.contains(last_auxiliary.as_str())
+                    && token.is_word()
+                    && !bounds_phrase(token)
+                    && !is_determiner(token)
+                    && !token.is_capital()
+            }
             Some((base, Form::Base)) => !after_be && (!after_have || super::lexicon::participle(base) == word),
             _ => false,
         };
+        let form = form.or_else(|| Some((word.to_owned(), Form::Base)));
         if let (true, Some((base, form))) = (fits, form) {
             let group = VerbGroup {
                 tokens: tokens[at..=next].to_vec(),
@@ -417,7 +435,23 @@ pub(super) fn is_ly(token: &Token) -> bool {
         && token.text.ends_with("ly")
         && !matches!(
             token.text.as_str(),
-            "family" | "supply" | "assembly" | "reply" | "early" | "monopoly" | "anomaly" | "jelly" | "belly"
+            "family"
+                | "supply"
+                | "assembly"
+                | "reply"
+                | "early"
+                | "holly"
+                | "lily"
+                | "rally"
+                | "ally"
+                | "butterfly"
+                | "gully"
+                | "folly"
+                | "fly"
+                | "monopoly"
+                | "anomaly"
+                | "jelly"
+                | "belly"
         )
 }
 
@@ -441,7 +475,7 @@ impl VerbGroup {
     /// Whether the group tells of the past.
     pub(super) fn is_past(&self) -> bool {
         matches!(self.lexical, Some(Form::Past | Form::PastOrParticiple | Form::Participle))
-            || matches!(self.tokens[0].lower().as_str(), "was" | "were" | "had" | "did")
+            || self.tokens.first().is_some_and(|first| matches!(first.lower().as_str(), "was" | "were" | "had" | "did"))
     }
 
     pub(super) fn is_negative(&self) -> bool {

@@ -4,18 +4,24 @@
 //! apart by rules and word lists and puts the parts together in other ways. Whatever it says stands in the text that it was given.
 //!
 //! From the text up: words and sentences ([`text`]), what it knows of English ([`lexicon`], [`grammar`]), clauses
-//! ([`clause`]), a document with its pronouns replaced ([`document`]), what can be asked about ([`fact`]), and then the
-//! three tasks: questions ([`wording`], [`question`]), rewrites ([`phrasing`], [`rewrite`]) and answers ([`reader`]).
+//! ([`clause`], with [`lead`], [`aside`] and [`coordination`] for their parts), a document with its pronouns replaced
+//! ([`document`], [`reference`]), what can be asked about ([`fact`], [`span`]), and then the three tasks: questions
+//! ([`wording`], [`question`]), rewrites ([`phrasing`], [`rewrite`]) and answers ([`reader`]).
 
+mod aside;
 mod clause;
+mod coordination;
 mod document;
 mod fact;
 mod grammar;
+mod lead;
 mod lexicon;
 mod phrasing;
 mod question;
 mod reader;
+mod reference;
 mod rewrite;
+mod span;
 mod text;
 mod wording;
 

@@ -3,7 +3,7 @@
 use super::clause::Clause;
 use super::document::{Document, Nature, head_noun};
 use super::grammar::{is_plural_form, is_preposition, phrases};
-use super::lexicon::{Form, UNITS, participle};
+use super::lexicon::{Form, UNITS, participle, verb};
 use super::rewrite::finished;
 use super::text::{Token, contains_words, join, mixed};
 use super::wording::{active_verb, row, sentence};
@@ -38,13 +38,13 @@ const SYNONYMS: &[(&str, &str)] = &[
 ];
 
 /// The clause in its plain order, with everything that belongs to it.
-pub(crate) fn plain(clause: &Clause) -> String {
+pub(super) fn plain(clause: &Clause) -> String {
     let tails = clause.tails_told();
     sentence(&[&clause.lead, &clause.subject, &clause.verb.tokens, &clause.rest, &tails])
 }
 
 /// Tells the clauses of a document one after another.
-pub(crate) struct Teller<'a> {
+pub(super) struct Teller<'a> {
     document: &'a Document,
     seed: u64,
     /// Of the sentence told last.
@@ -54,7 +54,7 @@ pub(crate) struct Teller<'a> {
 }
 
 impl<'a> Teller<'a> {
-    pub(crate) fn new(document: &'a Document, seed: u64) -> Self {
+    pub(super) fn new(document: &'a Document, seed: u64) -> Self {
         let text = format!(" {} ", document.sentences.join(" ").to_lowercase());
         let count = |word: &str| text.matches(word).count();
         let pronoun = match document.subject.nature {
@@ -68,7 +68,7 @@ impl<'a> Teller<'a> {
 
     /// A sentence that says the clause, with a second one about the same subject where given. It prefers words for which
     /// `is_source` is false.
-    pub(crate) fn tell(
+    pub(super) fn tell(
         &mut self,
         number: usize,
         partner: Option<usize>,
@@ -109,6 +109,9 @@ impl<'a> Teller<'a> {
 
     /// The ways to say a clause, without capital and stop.
     fn forms(&self, clause: &Clause) -> Vec<String> {
+        if !clause.is_apart() {
+            return vec![plain(clause)];
+        }
         let verb = &clause.verb.tokens;
         let tails = clause.tails_told();
         let lead = clause.lead_inside();
@@ -137,6 +140,8 @@ impl<'a> Teller<'a> {
                 .filter(|agent| clause.rest.get(agent.range.end).is_none_or(|next| is_preposition(next) && next.text != "of"))
             {
                 let actor = &clause.rest[agent.range.clone()];
+                let plural = is_plural_form(&head_noun(actor)) && !actor[actor.len() - 1].is_capital();
+                let active = if plural && !clause.verb.is_past() { row(&clause.verb.base) } else { active };
                 forms.push(sentence(&[
                     actor,
                     &active,
@@ -174,6 +179,7 @@ fn final_adjunct(clause: &Clause) -> Option<(Vec<Token>, Vec<Token>)> {
         && matches!(rest[at].text.as_str(), "in" | "on" | "at" | "during" | "after" | "before" | "since" | "until")
         && rest[at - 1].is_word()
         && !is_preposition(&rest[at - 1])
+        && !matches!(verb(&rest[at - 1].text), Some((_, Form::Participle | Form::PastOrParticiple)))
         && rest.len() <= 14
         && !rest[..at].iter().any(|token| matches!(token.text.as_str(), "to" | "that" | "and" | "," | "\""));
     fits.then(|| (rest[at..].to_vec(), rest[..at].to_vec()))

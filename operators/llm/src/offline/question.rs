@@ -12,7 +12,7 @@ use super::wording::{asked_in_place, ending_in, inverted, replaced, sentence, st
 
 /// A way to ask for a fact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
+pub(super) enum Kind {
     /// "The tower was built in which year?"
     InPlace,
     /// "When was the tower built?"
@@ -35,12 +35,12 @@ pub(crate) enum Kind {
 
 /// A question with its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Asked {
-    pub(crate) kind: Kind,
-    pub(crate) question: String,
+pub(super) struct Asked {
+    pub(super) kind: Kind,
+    pub(super) question: String,
     /// A sentence that ends in the answer.
-    pub(crate) explanation: String,
-    pub(crate) answer: String,
+    pub(super) explanation: String,
+    pub(super) answer: String,
 }
 
 /// The longest clause that is asked about, in words.
@@ -50,7 +50,7 @@ const MAX_QUESTION_WORDS: usize = 44;
 
 /// All questions of a document, each once, in the order in which draws take them: first every fact once, the most telling
 /// of each clause before the others, then every fact again in another kind.
-pub(crate) fn questions(title: &str, text: &str) -> Vec<Asked> {
+pub(super) fn questions(title: &str, text: &str) -> Vec<Asked> {
     let document = Document::new(title, text);
     let mut found: Vec<Fact> = facts(&document, text);
     found.retain(|fact| {
@@ -157,8 +157,7 @@ impl<'a> Asker<'a> {
         let n = words(&asked.question).len();
         self.document.subject.is_named_in(&asked.question)
             && !contains_words(&asked.question, &asked.answer)
-            && n <= MAX_QUESTION_WORDS
-            && n >= 3
+            && (3..=MAX_QUESTION_WORDS).contains(&n)
     }
 
     fn ask(&self, kind: Kind, variant: u64) -> Option<String> {
@@ -290,7 +289,7 @@ impl<'a> Asker<'a> {
             return Some(self.fact.unit.clone()).filter(fits);
         }
         let row = self.fact.row(self.clause);
-        let before = phrases(row).into_iter().filter(|phrase| phrase.range.end < self.fact.range.start).next_back();
+        let before = phrases(row).into_iter().rfind(|phrase| phrase.range.end < self.fact.range.start);
         // A name keeps its capitals, and all its words.
         let named = |row: &[Token]| {
             let name = row.iter().rposition(|token| !token.is_capital()).map_or(row, |at| &row[at + 1..]);

@@ -1,6 +1,6 @@
 //! Answers a question from texts by the words they share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use super::document::{Document, rarity};
 use super::fact::{Sort, facts};
@@ -11,14 +11,14 @@ use super::text::{contains_words, seed, sentences, words};
 const TOP: usize = 5;
 
 /// A text to read from.
-pub(crate) struct Context {
-    pub(crate) title: String,
-    pub(crate) text: String,
+pub(super) struct Context {
+    pub(super) title: String,
+    pub(super) text: String,
 }
 
 /// The answer on one line that ends in `Answer: …`, behind the sentence that it was taken from, if any. With options it is
 /// one of them, word for word. Without texts an option is chosen by the words alone; without either it is `unknown`.
-pub(crate) fn answer(question: &str, options: Option<&[String]>, contexts: &[Context]) -> String {
+pub(super) fn answer(question: &str, options: Option<&[String]>, contexts: &[Context]) -> String {
     let scored = Scored::new(question, contexts);
     let options = options.filter(|options| !options.is_empty());
     let (evidence, answer) = match (options, scored.best()) {
@@ -43,7 +43,7 @@ fn blind(question: &str, options: &[String]) -> String {
 }
 
 /// What two forms of a word have in common: "builds", "built" and "building" are one.
-pub(crate) fn stem(word: &str) -> String {
+pub(super) fn stem(word: &str) -> String {
     if let Some((base, _)) = verb(word) {
         return base;
     }
@@ -53,7 +53,8 @@ pub(crate) fn stem(word: &str) -> String {
     }
 }
 
-fn stems(text: &str) -> HashSet<String> {
+/// The stems of the words that carry meaning, in order, so that sums over them are the same everywhere.
+fn stems(text: &str) -> BTreeSet<String> {
     words(text).iter().filter(|word| !STOP.contains(word.as_str())).map(|word| stem(word)).collect()
 }
 
@@ -66,7 +67,7 @@ struct Scored {
 struct Sentence {
     context: usize,
     text: String,
-    stems: HashSet<String>,
+    stems: BTreeSet<String>,
     score: f64,
 }
 

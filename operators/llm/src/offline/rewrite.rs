@@ -1,6 +1,6 @@
 //! Tells a document again, around one question.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::clause::Clause;
 use super::document::{Document, rarity};
@@ -12,18 +12,18 @@ use super::text::{capitalised, contains_words, mixed, seed, words};
 const MIN_WORDS: usize = 30;
 
 /// What is to be told again.
-pub(crate) struct Focus<'a> {
-    pub(crate) title: &'a str,
-    pub(crate) text: &'a str,
-    pub(crate) question: &'a str,
-    pub(crate) answer: Option<&'a str>,
-    pub(crate) max_words: usize,
+pub(super) struct Focus<'a> {
+    pub(super) title: &'a str,
+    pub(super) text: &'a str,
+    pub(super) question: &'a str,
+    pub(super) answer: Option<&'a str>,
+    pub(super) max_words: usize,
 }
 
 /// A text of at most `max_words` words that says first what answers the question, then what else the document says, in
 /// other words and another order than the document, and in others for other questions. Names, numbers and facts stay as
 /// they are. `draw` gives other words again.
-pub(crate) fn rewrite(focus: &Focus<'_>, draw: u32) -> String {
+pub(super) fn rewrite(focus: &Focus<'_>, draw: u32) -> String {
     let document = Document::new(focus.title, focus.text);
     let seed = seed(&[focus.title, focus.question, &draw.to_string()]);
     let order = order(&document, focus, seed);
@@ -51,10 +51,8 @@ pub(crate) fn rewrite(focus: &Focus<'_>, draw: u32) -> String {
             continue;
         };
         let n = words(&sentence).len();
-        if length + n > target && (length >= MIN_WORDS || length + n > focus.max_words) {
-            if length >= MIN_WORDS || length + n <= focus.max_words {
-                continue;
-            }
+        // A sentence too long for what is left may give way to a shorter one.
+        if length + n > focus.max_words || length + n > target && length >= MIN_WORDS {
             continue;
         }
         length += n;
@@ -72,7 +70,7 @@ pub(crate) fn rewrite(focus: &Focus<'_>, draw: u32) -> String {
 }
 
 /// Words and marks in one case and spacing, for finding a sentence in its source.
-pub(crate) fn normal(text: &str) -> String {
+pub(super) fn normal(text: &str) -> String {
     format!(" {} ", words(text).join(" "))
 }
 
@@ -100,7 +98,8 @@ fn order(document: &Document, focus: &Focus<'_>, seed: u64) -> Vec<usize> {
     let name: HashSet<String> = words(&document.subject.bare).iter().map(|word| stem(word)).collect();
     let score = |clause: &Clause| {
         let text = plain(clause);
-        let shared: HashSet<String> =
+        // In order: a sum of floats depends on it.
+        let shared: BTreeSet<String> =
             words(&text).into_iter().filter(|word| asked.contains(&stem(word)) && !name.contains(&stem(word))).collect();
         let score: f64 = shared.iter().map(weight).sum();
         let answers = focus
@@ -109,7 +108,8 @@ fn order(document: &Document, focus: &Focus<'_>, seed: u64) -> Vec<usize> {
         score + if answers { 6.0 } else { 0.0 }
     };
     let scores: Vec<f64> = document.clauses.iter().map(score).collect();
-    let mut order: Vec<usize> = (0..document.clauses.len()).collect();
+    let mut order: Vec<usize> =
+        (0..document.clauses.len()).filter(|n| document.clauses[*n].is_apart() || scores[*n] > 0.0).collect();
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
     let close = order.len().min(2 + order.len() / 12);
     let (near, far) = order.split_at(close);
@@ -121,7 +121,8 @@ fn order(document: &Document, focus: &Focus<'_>, seed: u64) -> Vec<usize> {
 
 /// Whether two clauses speak of the same subject and are short enough for one sentence.
 fn joins(first: &Clause, second: &Clause) -> bool {
-    first.subject == second.subject
+    first.is_apart()
+        && first.subject == second.subject
         && first.tails.is_empty()
         && second.tails.is_empty()
         && first.lead.is_empty()
@@ -131,7 +132,7 @@ fn joins(first: &Clause, second: &Clause) -> bool {
 }
 
 /// A sentence out of a clause's words.
-pub(crate) fn finished(text: &str) -> String {
+pub(super) fn finished(text: &str) -> String {
     let mut text = capitalised(text.trim());
     if !text.ends_with(['.', '!', '?']) {
         text.push('.');

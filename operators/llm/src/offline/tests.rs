@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::question::{Kind, questions};
-use super::text::{contains_words, sentences, words};
+use super::text::{contains_words, mixed, pick, sentences, words};
 use super::*;
 use crate::parse;
 use crate::request::Decoding;
@@ -177,12 +177,53 @@ async fn the_same_request_has_the_same_answer() {
     assert_eq!(first.usage, Some(Usage { input_tokens: 0, output_tokens: first.text.len().div_ceil(4) as u64 }));
 }
 
+/// Answers are remembered under the revision: whoever changes one raises it, and puts the new digest here.
+#[tokio::test]
+async fn answers_change_with_the_revision_only() {
+    let mut answers = blake3::Hasher::new();
+    for (title, text) in DOCUMENTS {
+        for draw in 0..6 {
+            answers.update(ask("synthesize_qa", json!({ "title": title, "text": text, "pairs": 8 }), draw).await.as_bytes());
+        }
+        for asked in questions(title, text).iter().take(10) {
+            let variables = json!({ "title": title, "text": text, "question": asked.question, "answer": asked.answer });
+            answers.update(ask("rewrite", variables, 1).await.as_bytes());
+            let contexts = json!([{ "title": title, "text": text }]);
+            let variables = json!({ "question": asked.question, "contexts": contexts });
+            answers.update(ask("answer", variables, 0).await.as_bytes());
+        }
+    }
+    assert_eq!((REVISION, &answers.finalize().to_hex()[..16]), (1, "04685a1748692ac2"));
+}
+
 #[tokio::test]
 async fn what_it_can_not_do_is_an_outage() {
     let unknown = Offline.answer(&request("judge", json!({})), 0, 0).await.expect_err("unknown");
     assert!(unknown.to_string().contains("`judge`"), "{unknown}");
     let missing = Offline.answer(&request("rewrite", json!({ "text": "x" })), 0, 0).await.expect_err("missing");
     assert!(missing.to_string().contains("`question`"), "{missing}");
+}
+
+/// Sentences of words and marks in any order: whatever a document holds, the rules must not run off its end.
+#[test]
+fn word_salad_is_survived() {
+    let mut salad: Vec<&str> = DOCUMENTS.iter().flat_map(|(_, text)| text.split_whitespace()).collect();
+    let marks = [
+        ",", ".", "\"", "“", "(", ")", "and", "who", "which", "that", "to", "of", "is", "was", "by", "in", "a", "the", "its",
+        "1912", "12:30", "$5", "5%", "red", "-", "–", "…", "’s", "é", "北京", "\u{301}", "\n\n", "- ", "?", ";", ":",
+    ];
+    salad.extend(marks.iter().cycle().take(salad.len()));
+    for round in 0..400_u64 {
+        let word = |n: u64| *pick(&salad, mixed(round * 1000 + n)).unwrap_or(&"");
+        let text: Vec<&str> = (0..40).map(word).collect();
+        let text = text.join(if round % 3 == 0 { "" } else { " " });
+        let title = format!("{} {}", word(50), word(51));
+        let all = questions(&title, &text);
+        let question = all.first().map_or("What?", |asked| &asked.question);
+        let answer = all.first().map(|asked| asked.answer.as_str());
+        rewrite::rewrite(&rewrite::Focus { title: &title, text: &text, question, answer, max_words: 60 }, 0);
+        reader::answer(question, None, &[reader::Context { title, text }]);
+    }
 }
 
 #[tokio::test]

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::clause::Clause;
+use super::document::head_noun;
 use super::fact::{Fact, Place, Sort};
-use super::grammar::{Phrase, VerbGroup, is_determiner, is_preposition, phrases};
+use super::grammar::{Phrase, VerbGroup, is_determiner, is_plural_form, is_preposition, phrases};
 use super::lexicon::{Form, past, third_person};
 use super::text::{Token, join};
 
@@ -102,7 +103,7 @@ pub(super) fn asked_in_place(row: &[Token], fact: &Fact) -> Option<Row> {
     }
     let mut whole = asked_range(row, fact, &phrase);
     if fact.sort == Sort::Period {
-        whole.start = phrase.preposition?;
+        whole.start = phrase.preposition.unwrap_or(phrase.range.start);
     }
     let prep = phrase.preposition.filter(|_| whole.start == phrase.range.start).is_some();
     let wh = fact.sort.wh(&fact.unit, prep);
@@ -158,6 +159,16 @@ fn front(row: &[Token], fact: &Fact, variant: u64) -> Option<Fronted> {
         start = before.preposition?;
         chained = true;
     }
+    // "a pump that drains the meadows": nothing comes out of a relative clause.
+    if row[..start].iter().any(|token| matches!(token.text.as_str(), "that" | "who" | "which" | "whom" | "whose" | "where")) {
+        return None;
+    }
+    // "four years later" stays together.
+    let together = |next: &Token| {
+        matches!(next.text.as_str(), "later" | "ago" | "long" | "high" | "wide" | "deep" | "tall" | "old" | "away" | "earlier")
+    };
+    let phrase_end = phrase.range.end;
+    let end = phrase_end + usize::from(fact.sort == Sort::Quantity && row.get(phrase_end).is_some_and(together));
     // "behind the scenes of", "thanks to": words in between mean that the phrase isn't what it seems.
     if start > 0 && is_preposition(&row[start - 1]) && !chained && phrase.preposition.is_some() && !is_particle(&row[start - 1]) {
         return None;
@@ -190,7 +201,7 @@ fn front(row: &[Token], fact: &Fact, variant: u64) -> Option<Fronted> {
     {
         return None;
     }
-    let cut = &row[start..phrase.range.end];
+    let cut = &row[start..end];
     let inner = fact.range.start - start..fact.range.end - start;
     let shifted = Fact { range: inner, ..fact.clone() };
     let mut front = asked_in_place(cut, &shifted)?;
@@ -205,7 +216,16 @@ fn front(row: &[Token], fact: &Fact, variant: u64) -> Option<Fronted> {
         }
     }
     let mut stays = row[..start].to_vec();
-    stays.extend(row[phrase.range.end..].iter().cloned());
+    // "What is the gull fed with?" rather than "With what is the gull fed?", every other time.
+    if let (false, Some(preposition)) = (chained, phrase.preposition)
+        && matches!(fact.sort, Sort::Noun | Sort::Name)
+        && front.len() == 2
+        && variant.is_multiple_of(2)
+    {
+        front.remove(0);
+        stays.push(row[preposition].clone());
+    }
+    stays.extend(row[end..].iter().cloned());
     Some(Fronted { front, stays })
 }
 
@@ -227,7 +247,7 @@ fn hangs_on_noun(row: &[Token], at: usize) -> bool {
 /// fact can't be moved.
 pub(super) fn inverted(clause: &Clause, fact: &Fact, variant: u64) -> Option<String> {
     let verb = &clause.verb;
-    if verb.is_negative() {
+    if !clause.is_apart() || is_denied(clause) {
         return None;
     }
     let lead = clause.lead_inside();
@@ -257,6 +277,12 @@ pub(super) fn inverted(clause: &Clause, fact: &Fact, variant: u64) -> Option<Str
             Some(sentence(&[&fronted.front, &auxiliary, &clause.subject, &stays, &clause.rest]))
         }
     }
+}
+
+/// Whether a clause says that something isn't so: a question for a part of it would be hard to follow.
+fn is_denied(clause: &Clause) -> bool {
+    let first = clause.subject.first().map(Token::lower).unwrap_or_default();
+    clause.verb.is_negative() || matches!(first.as_str(), "no" | "nothing" | "nobody" | "neither" | "none")
 }
 
 /// "Who wrote it down?", for a subject, or a part of one.
@@ -338,7 +364,7 @@ pub(super) fn active_verb(clause: &Clause) -> Option<(Row, usize)> {
 
 /// A question answered by yes or no, with `fill` in the place of the fact: "Was the tower designed by Tom Reed".
 pub(super) fn yes_no(clause: &Clause, fact: &Fact, drop_preposition: bool, fill: &str) -> Option<String> {
-    if clause.verb.is_negative() {
+    if !clause.is_apart() || is_denied(clause) {
         return None;
     }
     let (auxiliary, stays) = clause.verb.inverted();
@@ -420,7 +446,9 @@ fn ending_in_subject(clause: &Clause, fact: &Fact) -> Option<String> {
         return None;
     }
     let verb = &clause.verb;
-    let plural = matches!(verb.tokens[0].text.as_str(), "are" | "were" | "have" | "do") || verb.lexical == Some(Form::Base);
+    let plural = matches!(verb.tokens[0].text.as_str(), "are" | "were" | "have" | "do")
+        || verb.lexical == Some(Form::Base)
+        || is_plural_form(&head_noun(subject)) && !subject[subject.len() - 1].is_capital();
     let past = verb.is_past();
     let (who, be) = match fact.sort {
         Sort::Role | Sort::Person if plural => ("those who", if past { "were" } else { "are" }),
@@ -428,6 +456,15 @@ fn ending_in_subject(clause: &Clause, fact: &Fact) -> Option<String> {
         Sort::Place => ("the place that", if past { "was" } else { "is" }),
         _ => ("what", if past { "was" } else { "is" }),
     };
+    // "The storekeeper is Rafe Ombler" needs no "the one who".
+    let definite = clause.rest.first().is_some_and(|first| first.text == "the" || first.text.ends_with("'s"));
+    if verb.copula
+        && verb.tokens.len() == 1
+        && definite
+        && phrases(&clause.rest).first().is_some_and(|phrase| phrase.range.start == 0)
+    {
+        return Some(sentence(&[&clause.rest, &verb.tokens, subject]));
+    }
     let tokens = if who == "those who" { verb.tokens.clone() } else { singular(verb) };
     Some(sentence(&[&row(who), &tokens, &clause.rest, &row(be), subject]))
 }
