@@ -38,6 +38,9 @@ impl Registry {
     }
 }
 
+/// An operator, and its config with every default written out.
+pub type Parsed = (Arc<dyn Operator>, Value);
+
 /// One row of the operator table.
 #[derive(Clone, Copy)]
 pub struct OperatorType {
@@ -49,7 +52,7 @@ pub struct OperatorType {
     pub unkeyed: &'static [(&'static str, &'static str)],
     /// Whether a run ends with the default output of every stage of this kind.
     pub reported: bool,
-    parse: fn(Value) -> Result<(Arc<dyn Operator>, Value), String>,
+    parse: fn(Value) -> Result<Parsed, String>,
     schema: fn() -> schemars::Schema,
 }
 
@@ -100,7 +103,7 @@ impl OperatorType {
     ///
     /// # Errors
     /// What serde says of a config that doesn't fit the schema.
-    pub fn parse(&self, config: Value) -> Result<(Arc<dyn Operator>, Value), String> {
+    pub fn parse(&self, config: Value) -> Result<Parsed, String> {
         (self.parse)(config)
     }
 

@@ -73,7 +73,7 @@ fn no_file_is_too_long_to_read_and_no_name_is_vague() {
         }
         let text = std::fs::read_to_string(&path).expect("read");
         let lines = text.split("#[cfg(test)]").next().unwrap_or_default().lines().count();
-        if lines > 600 {
+        if lines > 600 && !path.ends_with("/tests.rs") {
             long.push(format!("{path}: {lines}"));
         }
         let name = std::path::Path::new(&path).file_stem().expect("a name").to_string_lossy().into_owned();

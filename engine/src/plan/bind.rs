@@ -172,12 +172,15 @@ fn bind_stage<'a>(
     let Some((operator_type, operator, _)) = drafts[place].operator.clone() else { return };
     let before = wrong.len();
     let mut unknown = false;
+    // A port under a wrong name is one mistake, not a missing port besides.
+    let mut stray = false;
     let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();
     let mut edges = Vec::new();
     let ports = operator.ports();
     for port_spec in &stage.from {
         let Some((name, columns, many)) = port_of(&ports, port_spec, operator_type.name, stage, wrong) else {
             unknown = true;
+            stray = true;
             continue;
         };
         if inputs.contains_key(&name) {
@@ -220,7 +223,7 @@ fn bind_stage<'a>(
     }
     if let Ports::Named(ports) = &ports {
         for port in ports.iter().filter(|port| !port.optional && !inputs.contains_key(port.name)) {
-            if unknown && stage.from.iter().any(|given| given.port.is_none()) {
+            if stray || unknown && stage.from.iter().any(|given| given.port.is_none()) {
                 continue;
             }
             let known = stage.from.iter().any(|given| given.port.as_deref() == Some(port.name));

@@ -137,7 +137,7 @@ impl TryFrom<EvenFields> for Even {
     type Error = String;
 
     fn try_from(fields: EvenFields) -> Result<Self, String> {
-        if fields.number % 2 == 0 { Ok(Self { number: fields.number }) } else { Err("`number` must be even".into()) }
+        if fields.number.is_multiple_of(2) { Ok(Self { number: fields.number }) } else { Err("`number` must be even".into()) }
     }
 }
 
