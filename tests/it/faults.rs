@@ -1,4 +1,4 @@
-//! kill -9 at many moments of a run, then run again: the tables of an undisturbed run, and no answer asked for twice.
+//! kill -9 at many moments of a run, then run again: the tables of an undisturbed run.
 
 use std::{
     process::Stdio,
