@@ -8,3 +8,4 @@ mod errors;
 mod faults;
 mod operators;
 mod project;
+mod teacher;

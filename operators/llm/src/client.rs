@@ -5,15 +5,17 @@ use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::memo::{Key, Memo};
 use crate::request::{Answer, Finish, Outage, Request, Teacher};
+use crate::trial::Trial;
 
 /// Why an answer isn't taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reject {
-    /// One word for the table of rejects: `refusal`, `length`, `unparsable`, or a check's own.
+    /// One word for the table of rejects: `refusal`, `length`, `too_large`, `invalid_request`, `too_long`, `unparsable`, or a
+    /// check's own.
     pub reason: &'static str,
     /// What exactly is wrong, as a fragment.
     pub detail: String,
@@ -27,12 +29,17 @@ impl Reject {
 }
 
 impl Answer {
-    /// The text of an answer that ended by itself. A refusal or a cut answer is a reject.
+    /// The text of an answer that ended by itself. Any other is a reject.
     pub fn whole(&self) -> Result<&str, Reject> {
         match self.finish {
             Finish::Stop => Ok(&self.text),
+            Finish::Length if self.text.is_empty() && self.reasoning.is_some() => {
+                Err(Reject::new("length", "the reasoning alone reached `max_output_tokens`"))
+            }
             Finish::Length => Err(Reject::new("length", "the answer reached `max_output_tokens`")),
             Finish::Refusal => Err(Reject::new("refusal", "the teacher refused")),
+            Finish::Invalid => Err(Reject::new("invalid_request", format!("the server refused the request: {}", self.text))),
+            Finish::TooLarge => Err(Reject::new("too_large", "the answer is larger than 16 MiB")),
         }
     }
 }
@@ -55,7 +62,7 @@ pub enum Outcome<T> {
         reject: Reject,
         /// Its text.
         raw: String,
-        /// How many there are by now.
+        /// How many there are by now; 0 when the request can't be sent at all.
         attempts: u32,
     },
 }
@@ -84,6 +91,8 @@ struct Inner {
     teacher: Arc<dyn Teacher>,
     memo: Memo,
     permits: Semaphore,
+    admissions: Semaphore,
+    trial: Trial,
     turns: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
     calls: AtomicU64,
     memo_hits: AtomicU64,
@@ -91,13 +100,21 @@ struct Inner {
     output_tokens: AtomicU64,
 }
 
+/// The right to have a rendered request: [`Client::admit`].
+pub struct Admission<'a> {
+    _permit: SemaphorePermit<'a>,
+}
+
 impl Client {
     /// A client that keeps at most `max_in_flight` (at least 1) requests in flight.
     pub fn new(teacher: Arc<dyn Teacher>, memo: Memo, max_in_flight: usize) -> Self {
+        let max_in_flight = max_in_flight.clamp(1, Semaphore::MAX_PERMITS / 4);
         let inner = Inner {
             teacher,
             memo,
-            permits: Semaphore::new(max_in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            permits: Semaphore::new(max_in_flight),
+            admissions: Semaphore::new(2 * max_in_flight + 16),
+            trial: Trial::default(),
             turns: Mutex::default(),
             calls: AtomicU64::default(),
             memo_hits: AtomicU64::default(),
@@ -128,9 +145,24 @@ impl Client {
         }
     }
 
+    /// Waits for a place to render a request in, so that a stage may have many rows under way, in order and from many
+    /// partitions, and few of their prompts in memory. There are twice as many places as requests may be in flight, and some:
+    /// whenever an answer comes, the next request is ready. Hold it until [`Self::ask`] is over, and hold one only.
+    ///
+    /// # Errors
+    /// None that a caller can cause.
+    pub async fn admit(&self) -> Result<Admission<'_>, Outage> {
+        let permit = self.inner.admissions.acquire().await;
+        permit.map(|permit| Admission { _permit: permit }).map_err(|error| Outage::teacher(error.to_string()))
+    }
+
     /// The first acceptable answer to draw `draw` of `request`. Remembered attempts are tried in order before a new one
     /// is asked for, and at most `attempts` (at least 1) are made in all; a teacher that doesn't vary has one. `refresh`
     /// keeps answers apart that were asked for at different wishes.
+    ///
+    /// A request that the server finds wrong ([`Finish::Invalid`]) isn't asked again with other attempt numbers: those are
+    /// for what is drawn anew. Such an answer is remembered like any other, unless nothing that this client asked has been
+    /// answered yet: then the fault may be the server's. If the first 20 calls all end so, it is an outage.
     ///
     /// `accept` sees every answer once and must not depend on anything but the answer. Dropping the future gives up a
     /// call in flight; an answer that has arrived is kept.
@@ -145,39 +177,41 @@ impl Client {
         let Inner { teacher, memo, memo_hits, .. } = &*self.inner;
         let attempts = if teacher.varies() { attempts.max(1) } else { 1 };
         let key = Key::attempts(request, &teacher.asked(request), draw, refresh);
-        let mut last = None;
+        let mut tries = Tries::default();
         let mut unknown = Vec::new();
-        let mut try_answer = |attempt: u32, answer: Answer, from_memo: bool| {
-            if from_memo {
-                memo_hits.fetch_add(1, Ordering::Relaxed);
-            }
-            match accept(&answer) {
-                Ok(value) => Some(Outcome::Accepted { value, request_id: key(attempt).request_id(), from_memo }),
-                Err(reject) => {
-                    last = Some((reject, answer.text));
-                    None
-                }
-            }
-        };
         for attempt in 0..attempts {
             match memo.answer(&key(attempt)) {
                 None => unknown.push(attempt),
                 Some(answer) => {
-                    if let Some(accepted) = try_answer(attempt, answer, true) {
-                        return Ok(accepted);
+                    memo_hits.fetch_add(1, Ordering::Relaxed);
+                    if let Some(value) = tries.judge(answer, &accept) {
+                        return Ok(Outcome::Accepted { value, request_id: key(attempt).request_id(), from_memo: true });
                     }
                 }
             }
         }
+        if !unknown.is_empty()
+            && !tries.hopeless
+            && let Some(reject) = teacher.unfit(request)
+        {
+            tries.hopeless = true;
+            tries.last.get_or_insert((reject, String::new()));
+        }
         for attempt in unknown {
+            if tries.hopeless {
+                break;
+            }
             let (answer, from_memo) = self.fetch(key(attempt), request, draw, attempt).await?;
-            if let Some(accepted) = try_answer(attempt, answer, from_memo) {
-                return Ok(accepted);
+            if from_memo {
+                memo_hits.fetch_add(1, Ordering::Relaxed);
+            }
+            if let Some(value) = tries.judge(answer, &accept) {
+                return Ok(Outcome::Accepted { value, request_id: key(attempt).request_id(), from_memo });
             }
         }
-        // There was at least one attempt, and every attempt that isn't accepted leaves its reject.
-        let (reject, raw) = last.unwrap_or_else(|| (Reject::new("unasked", "no attempt was made"), String::new()));
-        Ok(Outcome::Rejected { reject, raw, attempts })
+        // Where nothing was accepted, something was refused or there was nothing to ask.
+        let (reject, raw) = tries.last.unwrap_or_else(|| (Reject::new("unasked", "no attempt was made"), String::new()));
+        Ok(Outcome::Rejected { reject, raw, attempts: tries.made })
     }
 
     /// Asks, unless an identical request in flight brings the answer. The second value says whether it did.
@@ -188,7 +222,9 @@ impl Client {
         if let Some(answer) = inner.memo.answer(&key) {
             return Ok((answer, true));
         }
+        let call = inner.trial.begin()?;
         let permit = inner.permits.acquire().await.map_err(|error| Outage::teacher(error.to_string()))?;
+        call.check()?;
         let answer = inner.teacher.answer(request, draw, attempt).await?;
         drop(permit);
         inner.calls.fetch_add(1, Ordering::Relaxed);
@@ -196,8 +232,41 @@ impl Client {
             inner.input_tokens.fetch_add(usage.input_tokens, Ordering::Relaxed);
             inner.output_tokens.fetch_add(usage.output_tokens, Ordering::Relaxed);
         }
-        inner.memo.record(key, &answer).await?;
+        let kept = match answer.finish {
+            Finish::Invalid => call.refused(&answer.text).await?,
+            Finish::Stop | Finish::Length | Finish::Refusal | Finish::TooLarge => {
+                call.answered();
+                true
+            }
+        };
+        if kept {
+            inner.memo.record(key, &answer).await?;
+        }
         Ok((answer, false))
+    }
+}
+
+/// The attempts at one draw so far.
+#[derive(Default)]
+struct Tries {
+    /// Why the last one wasn't taken, and its text.
+    last: Option<(Reject, String)>,
+    made: u32,
+    /// Whether another attempt would end the same way.
+    hopeless: bool,
+}
+
+impl Tries {
+    fn judge<T>(&mut self, answer: Answer, accept: &impl Fn(&Answer) -> Result<T, Reject>) -> Option<T> {
+        self.made += 1;
+        self.hopeless |= answer.finish == Finish::Invalid;
+        match accept(&answer) {
+            Ok(value) => Some(value),
+            Err(reject) => {
+                self.last = Some((reject, answer.text));
+                None
+            }
+        }
     }
 }
 
@@ -260,7 +329,11 @@ mod tests {
             !self.constant
         }
 
-        async fn answer(&self, _: &Request, draw: u32, attempt: u32) -> Result<Answer, Outage> {
+        fn unfit(&self, request: &Request) -> Option<Reject> {
+            (request.messages[0].content.len() > 100).then(|| Reject::new("too_long", "more than 100 bytes"))
+        }
+
+        async fn answer(&self, request: &Request, draw: u32, attempt: u32) -> Result<Answer, Outage> {
             let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(now, Ordering::SeqCst);
             for _ in 0..8 {
@@ -273,7 +346,8 @@ mod tests {
             self.asked.lock().expect("not poisoned").push((draw, attempt));
             Ok(Answer {
                 text: format!("{draw}/{attempt}"),
-                finish: Finish::Stop,
+                reasoning: None,
+                finish: if request.messages[0].content.starts_with("wrong") { Finish::Invalid } else { Finish::Stop },
                 usage: Some(Usage { input_tokens: 10, output_tokens: 2 }),
                 model: "test".to_owned(),
                 created_ms: 1,
@@ -379,5 +453,49 @@ mod tests {
         let outcome = client.ask(&request("q"), 0, None, 5, only(4)).await.expect("no outage");
         assert!(matches!(outcome, Outcome::Rejected { attempts: 1, .. }));
         assert_eq!(client.counts().calls, 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_the_server_finds_wrong_is_asked_once() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 3).await;
+        client.ask(&request("right"), 0, None, 1, only(0)).await.expect("no outage");
+        for hits in 0..2 {
+            let outcome = client.ask(&request("wrong"), 0, None, 5, |answer| answer.whole().map(str::to_owned)).await;
+            let Ok(Outcome::Rejected { reject, attempts: 1, .. }) = outcome else { panic!("{outcome:?}") };
+            assert_eq!(reject, Reject::new("invalid_request", "the server refused the request: 0/0"));
+            assert_eq!((client.counts().calls, client.counts().memo_hits), (2, hits));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_everything_is_out_and_nothing_is_remembered() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 8).await;
+        let requests: Vec<_> = (0..40).map(|n| request(&format!("wrong {n}"))).collect();
+        let outcomes = join_all(requests.iter().map(|request| client.ask(request, 0, None, 3, only(9)))).await;
+        assert!(outcomes.iter().all(Result::is_err));
+        assert!(client.memo().is_empty());
+        assert!(client.counts().calls < 30, "{:?}", client.counts());
+    }
+
+    #[tokio::test]
+    async fn a_few_refusals_are_rejects_even_where_nothing_else_is_asked() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 8).await;
+        let requests: Vec<_> = (0..5).map(|n| request(&format!("wrong {n}"))).collect();
+        let outcomes = join_all(requests.iter().map(|request| client.ask(request, 0, None, 3, only(9)))).await;
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Outcome::Rejected { attempts: 1, .. }))));
+        assert!(client.memo().is_empty(), "nothing shows yet that the server is in order");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_rejected_without_a_call() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 3).await;
+        let outcome = client.ask(&request(&"x".repeat(101)), 0, None, 5, only(0)).await.expect("no outage");
+        let reject = Reject::new("too_long", "more than 100 bytes");
+        assert_eq!(outcome, Outcome::Rejected { reject, raw: String::new(), attempts: 0 });
+        assert_eq!((client.counts(), client.memo().len()), (Counts::default(), 0));
     }
 }

@@ -1,16 +1,17 @@
 //! Models, as a pipeline file writes them.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use url::Url;
 
+use crate::headers::Headers;
 use crate::offline::Offline;
+use crate::openai::OpenAi;
 use crate::request::Teacher;
 use crate::secret::Secret;
 
@@ -79,17 +80,20 @@ pub struct OpenAiModel {
     /// The key that the server asks for, as `${secret:NAME}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<Secret>,
-    /// The model's context length in tokens, for instance `32Ki`: a longer request is rejected without a call.
+    /// The model's context length in tokens, for instance `32Ki`: a request that surely doesn't fit (a token per eight bytes,
+    /// and `max_output_tokens`) is rejected without a call. What only the server finds too long is rejected with its words.
+    /// Not part of the model's identity: after a change, `--force` runs a stage again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<Tokens>,
-    /// Fields added to every request's body, for instance `{ top_k: 40 }`. They are part of the request.
+    /// Fields added to every request's body, for instance `{ top_k: 40 }`. They are part of the request. One that the client
+    /// sends, too, takes its place (`temperature: 0`), and removes it as `null` (`top_p: null`).
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extra_body: Map<String, Value>,
     /// Headers added to every request, as `${secret:NAME}` where they carry a credential. Not part of the model's
     /// identity.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub headers: BTreeMap<String, String>,
-    /// A call without an end after so many seconds is given up and tried again.
+    #[serde(default, skip_serializing_if = "Headers::is_empty")]
+    pub headers: Headers,
+    /// A request without a whole answer after so many seconds is given up, and tried again twice. Default 600.
     #[serde(default = "default_timeout")]
     #[schemars(range(min = 1))]
     pub timeout: u64,
@@ -115,17 +119,6 @@ pub struct Tokens(pub u64);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Servers(Vec<Url>);
 
-/// A model that can't be connected to.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConnectError {
-    /// The kind of model isn't built yet.
-    #[error("`openai` models are not built yet: `{model}` can't be asked; only `offline: {{}}` answers in this version")]
-    NotBuilt {
-        /// The model's name.
-        model: String,
-    },
-}
-
 fn default_in_flight() -> usize {
     64
 }
@@ -138,23 +131,14 @@ impl ModelConfig {
     /// What enters keys: provider, model, revision, and the `extra_body` that goes into every request. Servers, headers,
     /// timeout, price and the number in flight don't change what is answered and stay out.
     pub fn identity(&self) -> Value {
-        match &self.provider {
-            Provider::Offline(_) => Offline.identity(),
-            Provider::OpenAi(openai) => {
-                let mut identity = json!({ "provider": "openai", "model": openai.model, "revision": openai.revision });
-                if !openai.extra_body.is_empty() {
-                    identity["extra_body"] = Value::Object(openai.extra_body.clone());
-                }
-                identity
-            }
-        }
+        self.connect().identity()
     }
 
-    /// The teacher itself. Does no I/O.
-    pub fn connect(&self) -> Result<Arc<dyn Teacher>, ConnectError> {
+    /// The teacher itself. Does no I/O: servers are reached, and secrets are read, when it is first asked.
+    pub fn connect(&self) -> Arc<dyn Teacher> {
         match &self.provider {
-            Provider::Offline(_) => Ok(Arc::new(Offline)),
-            Provider::OpenAi(openai) => Err(ConnectError::NotBuilt { model: openai.model.clone() }),
+            Provider::Offline(_) => Arc::new(Offline),
+            Provider::OpenAi(openai) => Arc::new(OpenAi::new((**openai).clone())),
         }
     }
 }
@@ -181,6 +165,17 @@ impl TryFrom<Entry> for ModelConfig {
         };
         if entry.max_in_flight == 0 {
             return Err("`max_in_flight` is at least 1");
+        }
+        if let Provider::OpenAi(openai) = &provider {
+            if openai.timeout == 0 {
+                return Err("`timeout` is at least 1 second");
+            }
+            if openai.extra_body.contains_key("messages") {
+                return Err("`extra_body` can't hold `messages`: those are the stage's prompt");
+            }
+            if ["stream", "n"].iter().any(|field| openai.extra_body.contains_key(*field)) {
+                return Err("`extra_body` can't hold `stream` or `n`: an answer is read whole, and one per request");
+            }
         }
         Ok(Self { provider, max_in_flight: entry.max_in_flight, price: entry.price })
     }
@@ -322,6 +317,8 @@ impl JsonSchema for Tokens {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn model(value: Value) -> Result<ModelConfig, String> {
@@ -393,10 +390,23 @@ mod tests {
     }
 
     #[test]
-    fn openai_is_refused_as_not_built() {
-        let error = model(openai()).expect("valid").connect().err().expect("not built");
-        assert!(error.to_string().contains("not built yet"), "{error}");
-        assert_eq!(model(json!({ "offline": {} })).expect("valid").connect().expect("offline").identity(), Offline.identity());
+    fn connecting_reads_no_secret() {
+        let mut locked = openai();
+        locked["openai"]["api_key"] = json!("${secret:INGRAIN_TEST_NO_SUCH_VARIABLE}");
+        let identity = json!({ "provider": "openai", "model": "m", "revision": "r1" });
+        assert_eq!(model(locked).expect("valid").connect().identity(), identity);
+        assert_eq!(model(json!({ "offline": {} })).expect("valid").connect().identity(), Offline.identity());
+    }
+
+    #[test]
+    fn fields_that_would_break_a_request_are_refused() {
+        for (field, value) in
+            [("extra_body", json!({ "stream": true })), ("extra_body", json!({ "messages": [] })), ("timeout", json!(0))]
+        {
+            let mut wrong = openai();
+            wrong["openai"][field] = value;
+            assert!(model(wrong).expect_err("refused").contains(&format!("`{field}`")));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Asks a language model: the models of a pipeline file, requests and answers, the memo that keeps every paid answer,
-//! the client that asks no question twice, and the offline teacher.
+//! the client that asks no question twice, and the two teachers: servers of the OpenAI chat protocol, and one without
+//! network or weights.
 //!
 //! The parts, in the order in which a stage meets them:
 //!
@@ -10,14 +11,18 @@
 
 mod client;
 mod config;
+mod headers;
 mod memo;
 mod offline;
+mod openai;
 pub mod parse;
 mod request;
 mod secret;
+mod trial;
 
-pub use client::{Client, Counts, Outcome, Reject};
-pub use config::{ConnectError, ModelConfig, OfflineModel, OpenAiModel, Price, Provider, Servers, Tokens};
+pub use client::{Admission, Client, Counts, Outcome, Reject};
+pub use config::{ModelConfig, OfflineModel, OpenAiModel, Price, Provider, Servers, Tokens};
+pub use headers::{HeaderText, Headers};
 pub use memo::{Key, Memo, MemoError};
 pub use offline::Offline;
 pub use request::{Answer, Decoding, Finish, Message, Outage, Request, Role, Teacher, Usage};

@@ -17,10 +17,19 @@ pub struct Pair {
     pub answer: String,
 }
 
+/// What an answer holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pairs {
+    /// The whole pairs, at least one, in their order.
+    pub whole: Vec<Pair>,
+    /// How many more were begun: objects that are cut off, or have only one of a question and an answer.
+    pub incomplete: usize,
+}
+
 /// The pairs in an answer: objects with the members `question`, `answer` and perhaps `explanation` (in any case), in a
-/// list or one after another, anywhere in the text. Objects that are cut off, or lack a question or an answer, are left
-/// out. An answer without a single pair is a reject with the reason `unparsable`, whose detail says what was found.
-pub fn pairs(text: &str) -> Result<Vec<Pair>, Reject> {
+/// list or one after another, anywhere in the text. Objects that are cut off, or lack a question or an answer, are counted
+/// and left out. An answer without a single pair is a reject with the reason `unparsable`, whose detail says what was found.
+pub fn pairs(text: &str) -> Result<Pairs, Reject> {
     let mut pairs = Vec::new();
     let mut incomplete = 0;
     let mut found_json = false;
@@ -38,7 +47,7 @@ pub fn pairs(text: &str) -> Result<Vec<Pair>, Reject> {
         }
     }
     if !pairs.is_empty() {
-        return Ok(pairs);
+        return Ok(Pairs { whole: pairs, incomplete });
     }
     let detail = match (found_json, incomplete) {
         (false, _) => "no JSON in the answer".to_owned(),
@@ -246,7 +255,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Vec<(String, String)> {
-        pairs(text).expect("pairs").into_iter().map(|pair| (pair.question, pair.answer)).collect()
+        pairs(text).expect("pairs").whole.into_iter().map(|pair| (pair.question, pair.answer)).collect()
     }
 
     fn two() -> Vec<(String, String)> {
@@ -272,8 +281,32 @@ mod tests {
         for text in texts {
             assert_eq!(read(&text), two(), "{text}");
         }
-        assert_eq!(pairs(list).expect("pairs")[0].explanation, "It is a.");
-        assert_eq!(pairs(list).expect("pairs")[1].explanation, "");
+        assert_eq!(pairs(list).expect("pairs").whole[0].explanation, "It is a.");
+        assert_eq!(pairs(list).expect("pairs").whole[1].explanation, "");
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted() {
+        let whole = r#"{"question": "A?", "answer": "a"}"#;
+        for (text, incomplete) in [
+            (format!("[{whole}]"), 0),
+            (format!("[{whole}, {{\"question\": \"B?\", \"answer\": \"\"}}, {{\"answer\": \"c\"}}]"), 2),
+            (format!("[{whole}, {{\"question\": \"B?\", \"ans"), 1),
+            (format!("[{whole}, {{\"note\": \"no pair at all\"}}]"), 0),
+        ] {
+            let found = pairs(&text).expect("pairs");
+            assert_eq!((found.whole.len(), found.incomplete), (1, incomplete), "{text}");
+        }
+    }
+
+    #[test]
+    fn prose_fences_and_commas_together() {
+        let text = "Here you go.\n\n```json\n{\n  \"pairs\": [\n    {\"question\": \"A?\", \"answer\": \"a\",},\n    \
+                    {\"question\": \"B?\", \"answer\": \"b\"},\n  ],\n}\n```\n\nLet me know {if} you [need] more!";
+        assert_eq!(read(text), two());
+        let unfenced_end = &text[..text.find("\n  ],").expect("an end")];
+        assert_eq!(read(unfenced_end), two(), "cut before the list ends");
+        assert_eq!(read(&text.replace("```json", "~~~").replace('`', "")), two());
     }
 
     #[test]

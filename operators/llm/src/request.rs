@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::client::Reject;
 use crate::memo::MemoError;
 
 /// Who speaks in a [`Message`].
@@ -66,16 +67,20 @@ pub struct Request {
     pub variables: Value,
 }
 
-/// Why a model stopped.
+/// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Finish {
-    /// It was done.
+    /// The model was done.
     Stop,
     /// It reached `max_output_tokens`.
     Length,
-    /// It refused.
+    /// It refused, or what it said was held back by a filter.
     Refusal,
+    /// The server refused the request itself (400, 413, 422) and will refuse it again; the text is its words.
+    Invalid,
+    /// It was larger than a client takes; the text is its beginning.
+    TooLarge,
 }
 
 /// Tokens that a call was charged for.
@@ -90,9 +95,12 @@ pub struct Usage {
 /// What a teacher said. This is what the memo keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The text, unparsed.
+    /// The text, unparsed, without the reasoning.
     pub text: String,
-    /// Why it ended.
+    /// What the model thought before it answered, where it shows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// How it ended.
     pub finish: Finish,
     /// What it cost, if the server said so.
     pub usage: Option<Usage>,
@@ -136,6 +144,12 @@ pub trait Teacher: Send + Sync {
     /// place in the memo's key. Only a teacher that reads `task` and `variables` gives more than [`Self::identity`].
     fn asked(&self, _request: &Request) -> Value {
         self.identity()
+    }
+
+    /// Why a request can't be sent at all, for instance because it doesn't fit into the model's context. Nothing is asked
+    /// or remembered then.
+    fn unfit(&self, _request: &Request) -> Option<Reject> {
+        None
     }
 
     /// Whether another attempt at the same request can give another answer.

@@ -52,7 +52,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Rewrite>(NAME, 1);
 ///
 /// Every answer is remembered on the store before its row is written, so that no request is paid for twice. An answer that
 /// can't be used (a refusal, one that `max_output_tokens` cut off, one of fewer words than `min_words`) is asked for again,
-/// `attempts` times in all, and then is a row of `rejects`. A question without its document is a row of `rejects`
+/// `attempts` times in all, and then is a row of `rejects`. So is a request that the server refuses (`invalid_request`, with
+/// its words) or that doesn't fit into the model's `context` (`too_long`), and a question without its document
 /// (`no_document`); when there are questions and none has its document, the stage fails.
 ///
 /// A prompt is a template in Jinja's syntax. It reads `title`, `text`, `question`, `answer` and `max_words` (three quarters
@@ -267,7 +268,7 @@ impl RowStream for Ask {
 }
 
 async fn run(config: Rewrite, rows: SendableRecordBatchStream, context: StreamContext) -> Result<OutputStream, Failure> {
-    let at_once = teachers::max_in_flight(&context.environment, &config.teacher)?;
+    let window = teachers::window(&context.environment, &config.teacher)?;
     let client = teachers::client(&context.environment, &config.teacher).await?;
     let requests = Arc::new(Requests::new(&config)?);
     let schema = context.schema(DEFAULT_OUTPUT)?;
@@ -278,7 +279,7 @@ async fn run(config: Rewrite, rows: SendableRecordBatchStream, context: StreamCo
             let (client, context, attempts) = (Arc::clone(&client), context.clone(), config.attempts);
             teachers::spawned(async move { job?.ask(&client, &context, attempts).await })
         })
-        .buffered(at_once);
+        .buffered(window);
     // How many come together is a matter of timing, and shows in nothing but the sizes of batches.
     let written = asked.ready_chunks(WRITTEN_AT_ONCE).map(move |answered| {
         let answered = answered.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -334,23 +335,18 @@ impl Requests {
     }
 }
 
-/// A question with what it takes to rewrite its document for it; no request where it has none.
+/// A question with its document, if it has one, before the request is rendered.
 struct Job {
-    question_id: String,
-    parent_id: Option<String>,
-    doc_id: Option<String>,
-    request: Option<(String, Request, usize)>,
+    requests: Arc<Requests>,
+    rows: Arc<RecordBatch>,
+    row: usize,
 }
 
-/// The jobs of a batch of the query's rows, in their order. They are rendered as they are taken.
+/// The jobs of a batch of the query's rows, in their order.
 fn jobs(
     requests: Arc<Requests>,
     rows: RecordBatch,
 ) -> Result<impl Iterator<Item = Result<Job, Failure>> + Send + 'static, Failure> {
-    let column = |name: &str| texts(&rows, name).cloned();
-    let (question_ids, parent_ids, document_ids) = (column("row_id")?, column("parent_id")?, column("document_id")?);
-    let (doc_ids, titles, documents) = (column("doc_id")?, column("title")?, column("text")?);
-    let (questions, answers) = (column("question")?, column("answer")?);
     let matched = rows.column_by_name("matched").and_then(|column| column.as_primitive_opt::<Int64Type>());
     let matched = matched.ok_or_else(|| Failure::bug("no number `matched`"))?;
     if rows.num_rows() > 0 && matched.value(0) == 0 {
@@ -359,20 +355,8 @@ fn jobs(
         )
         .hint("give `documents` the same rows that the questions were asked about"));
     }
-    let value = |column: &arrow::array::StringArray, row: usize| column.is_valid(row).then(|| column.value(row).to_owned());
-    Ok((0..rows.num_rows()).map(move |row| {
-        let request = match value(&document_ids, row) {
-            None => None,
-            Some(document) => {
-                let (title, answer) = (value(&titles, row), value(&answers, row));
-                let request =
-                    requests.request(title.as_deref(), documents.value(row), questions.value(row), answer.as_deref())?;
-                Some((document, request, requests.least_words(documents.value(row))))
-            }
-        };
-        let question_id = question_ids.value(row).to_owned();
-        Ok(Job { question_id, parent_id: value(&parent_ids, row), doc_id: value(&doc_ids, row), request })
-    }))
+    let (count, rows) = (rows.num_rows(), Arc::new(rows));
+    Ok((0..count).map(move |row| Ok(Job { requests: Arc::clone(&requests), rows: Arc::clone(&rows), row })))
 }
 
 /// What came of a [`Job`].
@@ -389,18 +373,38 @@ struct Rewritten {
 }
 
 impl Job {
+    fn cell(&self, name: &str) -> Result<Option<&str>, Failure> {
+        let column = texts(&self.rows, name)?;
+        Ok(column.is_valid(self.row).then(|| column.value(self.row)))
+    }
+
+    fn text(&self, name: &str) -> Result<&str, Failure> {
+        Ok(self.cell(name)?.unwrap_or_default())
+    }
+
+    /// The document's row, the request, and how many words its answer needs; nothing for a question without a document.
+    fn request(&self) -> Result<Option<(String, Request, usize)>, Failure> {
+        let Some(document_id) = self.cell("document_id")? else { return Ok(None) };
+        let text = self.text("text")?;
+        let request = self.requests.request(self.cell("title")?, text, self.text("question")?, self.cell("answer")?)?;
+        Ok(Some((document_id.to_owned(), request, self.requests.least_words(text))))
+    }
+
     async fn ask(self, client: &Client, context: &StreamContext, attempts: u32) -> Result<Answered, Failure> {
         context.count_units(1);
-        let Self { question_id, parent_id, doc_id, request } = self;
-        let Some((document_id, request, least)) = request else {
-            let detail = match parent_id {
+        let question_id = self.text("row_id")?.to_owned();
+        let admission = client.admit().await.map_err(teachers::outage)?;
+        let Some((document_id, request, least)) = self.request()? else {
+            let detail = match self.cell("parent_id")? {
                 Some(parent) => format!("its `parent_id` {parent} is the `row_id` of no row of `documents`"),
                 None => "it has no `parent_id`".into(),
             };
             return Ok(Answered { question_id, result: Err((Reject::new("no_document", detail), 0)) });
         };
+        let doc_id = self.cell("doc_id")?.map(str::to_owned);
         let accept = |answer: &Answer| read(answer, least);
         let outcome = teachers::ask(client, &context.counters, &request, 0, context.refresh.as_deref(), attempts, accept).await?;
+        drop(admission);
         let result = match outcome {
             Outcome::Accepted { value: text, request_id, .. } => Ok(Rewritten { document_id, doc_id, text, request_id }),
             Outcome::Rejected { reject, raw, attempts } => Err((Reject::new(reject.reason, reject.detail).raw(&raw), attempts)),

@@ -86,14 +86,14 @@ async fn a_question_goes_with_the_row_that_it_was_asked_about() {
     let rows = asked(&config, &documents, &questions, 1).await;
     let requests = Arc::new(Requests::new(&config).unwrap());
     let jobs: Vec<Job> = jobs(requests, rows).unwrap().collect::<Result<_, _>>().unwrap();
-    let job = |id: &str| jobs.iter().find(|job| job.question_id == id).unwrap();
-    let (document, request, _) = job("q18").request.as_ref().unwrap();
-    assert_eq!((document.as_str(), job("q18").doc_id.as_deref()), ("d2", Some("b.txt")));
+    let job = |id: &str| jobs.iter().find(|job| job.text("row_id").unwrap() == id).unwrap();
+    let (document, request, _) = job("q18").request().unwrap().unwrap();
+    assert_eq!((document.as_str(), job("q18").cell("doc_id").unwrap()), ("d2", Some("b.txt")));
     let expected = json!({ "title": null, "text": "Nine pilots.", "question": "q18?", "answer": null, "max_words": 90 });
     assert_eq!(request.variables, expected);
     assert!(request.messages[0].content.contains("Question: q18?\n") && request.messages[0].content.contains("at most 90 words"));
     assert!(!request.messages[0].content.contains("The answer that"));
-    assert!(job("lost").request.is_none() && job("lone").request.is_none());
+    assert!(job("lost").request().unwrap().is_none() && job("lone").request().unwrap().is_none());
 }
 
 #[tokio::test]
@@ -126,7 +126,8 @@ fn short_rewrites_are_refused_unless_the_document_is_shorter() {
     assert_eq!((requests.least_words("one two"), requests.least_words("one two three")), (1, 3));
     let zero = Requests::new(&config(json!({ "min_words": 0 }))).unwrap();
     assert_eq!((zero.least_words(""), zero.least_words("one two three")), (1, 1));
-    let answer = |text: &str, finish| Answer { text: text.into(), finish, usage: None, model: "m".into(), created_ms: 0 };
+    let answer =
+        |text: &str, finish| Answer { text: text.into(), reasoning: None, finish, usage: None, model: "m".into(), created_ms: 0 };
     assert_eq!(read(&answer(" one two three\n", Finish::Stop), 3).unwrap(), "one two three");
     assert_eq!(read(&answer("one two", Finish::Stop), 3).unwrap_err().reason, "too_short");
     assert_eq!(read(&answer(" ", Finish::Stop), 1).unwrap_err().reason, "too_short");

@@ -48,7 +48,8 @@ pub const TYPE: OperatorType = OperatorType::of::<SynthesizeQa>(NAME, 1);
 /// are written, so that no request is paid for twice: another run, another pipeline and a changed `seed` find it there.
 /// An answer that can't be used (a refusal, one that `max_output_tokens` cut off, one without a pair in it) is asked for
 /// again, `attempts` times in all, and then is a row of `rejects`. A teacher may give more or fewer pairs than asked for;
-/// all of them are taken.
+/// all that are whole are taken, and an answer with others besides is a row of `rejects`, too (`incomplete`). So is a row
+/// that the server refuses (`invalid_request`, with its words) or that doesn't fit into the model's `context` (`too_long`).
 ///
 /// A prompt is a template in Jinja's syntax. It reads the columns of the row by name, `title` (empty where the rows have none),
 /// `pairs`, and `draw` (from 0), and it can read nothing else.
@@ -193,21 +194,18 @@ impl RowStream for Ask {
 }
 
 async fn run(config: SynthesizeQa, rows: SendableRecordBatchStream, context: StreamContext) -> Result<OutputStream, Failure> {
-    let at_once = teachers::max_in_flight(&context.environment, &config.teacher)?;
+    let window = teachers::window(&context.environment, &config.teacher)?;
     let client = teachers::client(&context.environment, &config.teacher).await?;
     let requests = Arc::new(Requests::new(&config)?);
     let schema = context.schema(DEFAULT_OUTPUT)?;
     let asked = rows
-        .map(move |batch| {
-            let jobs = jobs(Arc::clone(&requests), batch?)?;
-            Ok::<_, Failure>(stream::iter(jobs))
-        })
+        .map(move |batch| Ok::<_, Failure>(stream::iter(jobs(Arc::clone(&requests), batch?).map(Ok::<_, Failure>))))
         .try_flatten()
         .map(move |job| {
             let (client, context, attempts) = (Arc::clone(&client), context.clone(), config.attempts);
             teachers::spawned(async move { job?.ask(&client, &context, attempts).await })
         })
-        .buffered(at_once);
+        .buffered(window);
     // How many come together is a matter of timing, and shows in nothing but the sizes of batches.
     let written = asked.ready_chunks(WRITTEN_AT_ONCE).map(move |answered| {
         let answered = answered.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -276,30 +274,20 @@ fn response_format() -> Value {
     json!({ "type": "json_schema", "json_schema": { "name": "pairs", "strict": true, "schema": schema } })
 }
 
-/// One request about one row, with what its pairs inherit.
+/// One request about one row, before it is rendered.
 struct Job {
-    row_id: String,
-    doc_id: Option<String>,
+    requests: Arc<Requests>,
+    rows: Arc<RecordBatch>,
+    row: usize,
     draw: u32,
-    request: Request,
 }
 
-/// The requests about the rows of a batch: row after row, in each draw after draw. They are rendered as they are taken.
-fn jobs(
-    requests: Arc<Requests>,
-    rows: RecordBatch,
-) -> Result<impl Iterator<Item = Result<Job, Failure>> + Send + 'static, Failure> {
-    let (row_ids, doc_ids) = (texts(&rows, "row_id")?.clone(), texts(&rows, "doc_id")?.clone());
-    let draws = requests.draws;
-    let places = (0..rows.num_rows()).flat_map(move |row| (0..draws).map(move |draw| (row, draw)));
-    Ok(places.map(move |(row, draw)| {
-        Ok(Job {
-            row_id: row_ids.value(row).to_owned(),
-            doc_id: doc_ids.is_valid(row).then(|| doc_ids.value(row).to_owned()),
-            draw,
-            request: requests.request(&rows, row, draw)?,
-        })
-    }))
+/// The requests about the rows of a batch: row after row, in each draw after draw.
+fn jobs(requests: Arc<Requests>, rows: RecordBatch) -> impl Iterator<Item = Job> + Send + 'static {
+    let (draws, count) = (requests.draws, rows.num_rows());
+    let rows = Arc::new(rows);
+    let places = (0..count).flat_map(move |row| (0..draws).map(move |draw| (row, draw)));
+    places.map(move |(row, draw)| Job { requests: Arc::clone(&requests), rows: Arc::clone(&rows), row, draw })
 }
 
 /// What came of a [`Job`].
@@ -307,21 +295,50 @@ struct Answered {
     row_id: String,
     doc_id: Option<String>,
     draw: u32,
-    outcome: Outcome<Vec<parse::Pair>>,
+    outcome: Outcome<Taken>,
+}
+
+/// What was taken of an answer.
+#[derive(Debug)]
+struct Taken {
+    pairs: Vec<parse::Pair>,
+    /// That the answer holds more, which isn't whole.
+    left_out: Option<Reject>,
 }
 
 impl Job {
+    fn row_id(&self) -> Result<String, Failure> {
+        Ok(texts(&self.rows, "row_id")?.value(self.row).to_owned())
+    }
+
+    fn doc_id(&self) -> Result<Option<String>, Failure> {
+        let doc_ids = texts(&self.rows, "doc_id")?;
+        Ok(doc_ids.is_valid(self.row).then(|| doc_ids.value(self.row).to_owned()))
+    }
+
     async fn ask(self, client: &Client, context: &StreamContext, attempts: u32) -> Result<Answered, Failure> {
-        let Self { row_id, doc_id, draw, request } = self;
+        let admission = client.admit().await.map_err(teachers::outage)?;
+        let request = self.requests.request(&self.rows, self.row, self.draw)?;
+        let (row_id, doc_id, draw) = (self.row_id()?, self.doc_id()?, self.draw);
         let outcome =
             teachers::ask(client, &context.counters, &request, draw, context.refresh.as_deref(), attempts, read).await?;
+        drop(admission);
         context.count_units(1);
+        if let Outcome::Accepted { value: Taken { left_out: Some(_), .. }, .. } = &outcome {
+            // What was left out is a unit of its own, and rejected.
+            context.count_units(1);
+        }
         Ok(Answered { row_id, doc_id, draw, outcome })
     }
 }
 
-fn read(answer: &Answer) -> Result<Vec<parse::Pair>, ingrain_llm::Reject> {
-    parse::pairs(answer.whole()?)
+fn read(answer: &Answer) -> Result<Taken, ingrain_llm::Reject> {
+    let parse::Pairs { whole: pairs, incomplete } = parse::pairs(answer.whole()?)?;
+    let left_out = (incomplete > 0).then(|| {
+        let detail = format!("{incomplete} more without a whole `question` and `answer`; {} were taken", pairs.len());
+        Reject::new("incomplete", detail).raw(&answer.text)
+    });
+    Ok(Taken { pairs, left_out })
 }
 
 /// The rows of some answered requests, in their order.
@@ -329,16 +346,19 @@ fn batches(schema: &SchemaRef, answered: Vec<Answered>) -> Result<Vec<OutputRows
     let mut pairs = Pairs::default();
     let mut rejects = Rejects::default();
     for Answered { row_id, doc_id, draw, outcome } in answered {
+        let reject_id = |ordinal| key::row_id("synthesize_qa.reject", 0, &[&row_id], draw.into(), ordinal);
         match outcome {
             Outcome::Accepted { value, request_id, .. } => {
-                for (ordinal, pair) in value.iter().enumerate() {
+                for (ordinal, pair) in value.pairs.iter().enumerate() {
                     pairs.push(&row_id, doc_id.as_deref(), draw, ordinal as u64, pair, &request_id);
+                }
+                if let Some(reject) = value.left_out {
+                    rejects.push(&reject_id(1), Some(&row_id), &reject, 1);
                 }
             }
             Outcome::Rejected { reject, raw, attempts } => {
-                let id = key::row_id("synthesize_qa.reject", 0, &[&row_id], draw.into(), 0);
                 let reject = Reject::new(reject.reason, reject.detail).raw(&raw);
-                rejects.push(&id, Some(&row_id), &reject, i32::try_from(attempts).unwrap_or(i32::MAX));
+                rejects.push(&reject_id(0), Some(&row_id), &reject, i32::try_from(attempts).unwrap_or(i32::MAX));
             }
         }
     }

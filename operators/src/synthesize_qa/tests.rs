@@ -72,16 +72,17 @@ fn a_request_holds_the_row_and_what_is_asked_for() {
 #[test]
 fn every_row_is_asked_about_once_a_draw_in_order() {
     let requests = Requests::new(&config(json!({ "draws": 2 }))).unwrap();
-    let jobs: Vec<Job> = jobs(Arc::new(requests), units()).unwrap().collect::<Result<_, _>>().unwrap();
-    let order: Vec<(&str, u32)> = jobs.iter().map(|job| (job.row_id.as_str(), job.draw)).collect();
-    assert_eq!(order, [("a1", 0), ("a1", 1), ("b2", 0), ("b2", 1)]);
-    assert_eq!(jobs[2].doc_id.as_deref(), Some("b.txt"));
+    let jobs: Vec<Job> = jobs(Arc::new(requests), units()).collect();
+    let order: Vec<(String, u32)> = jobs.iter().map(|job| (job.row_id().unwrap(), job.draw)).collect();
+    assert_eq!(order, [("a1".into(), 0), ("a1".into(), 1), ("b2".into(), 0), ("b2".into(), 1)]);
+    assert_eq!(jobs[2].doc_id().unwrap().as_deref(), Some("b.txt"));
 }
 
 #[test]
 fn pairs_become_rows_and_refused_answers_rejects() {
     let config = config(json!({}));
-    let answer = |text: &str, finish| Answer { text: text.into(), finish, usage: None, model: "m".into(), created_ms: 0 };
+    let answer =
+        |text: &str, finish| Answer { text: text.into(), reasoning: None, finish, usage: None, model: "m".into(), created_ms: 0 };
     let said = r#"Sure: {"pairs": [{"question": "Who founded it?", "explanation": "It was Ida.", "answer": "Ida Brandt"}, {"question": "How many?", "answer": "9"}]}"#;
     let pairs = read(&answer(said, ingrain_llm::Finish::Stop)).unwrap();
     let cut = read(&answer(said, ingrain_llm::Finish::Length)).unwrap_err();
@@ -107,6 +108,20 @@ fn pairs_become_rows_and_refused_answers_rejects() {
     let rejected = &outputs[1].rows;
     assert_eq!((texts(rejected, "reason").unwrap().value(0), texts(rejected, "raw").unwrap().value(0)), ("length", said));
     assert_eq!(texts(rejected, "parent_id").unwrap().value(0), "a1");
+}
+
+#[test]
+fn pairs_that_are_not_whole_leave_a_reject_behind() {
+    let said = r#"[{"question": "Who?", "answer": "Ida"}, {"question": "When?", "answer": ""}]"#;
+    let stop = ingrain_llm::Finish::Stop;
+    let answer = Answer { text: said.into(), reasoning: None, finish: stop, usage: None, model: "m".into(), created_ms: 0 };
+    let outcome = Outcome::Accepted { value: read(&answer).unwrap(), request_id: "r".into(), from_memo: false };
+    let answered = Answered { row_id: "a1".into(), doc_id: None, draw: 0, outcome };
+    let outputs = batches(&default_schema(&config(json!({}))), vec![answered]).unwrap();
+    assert_eq!(outputs[0].rows.num_rows(), 1);
+    let cell = |name: &str| texts(&outputs[1].rows, name).unwrap().value(0);
+    assert_eq!((cell("parent_id"), cell("reason"), cell("raw")), ("a1", "incomplete", said));
+    assert_eq!(cell("detail"), "1 more without a whole `question` and `answer`; 1 were taken");
 }
 
 #[test]

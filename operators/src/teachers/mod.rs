@@ -30,10 +30,9 @@ pub fn model_schema() -> schemars::Schema {
         .into_root_schema_for::<ModelConfig>()
 }
 
-/// Whether the model that an entry describes can be asked; if not, why. Does no I/O.
+/// Whether an entry describes a model that can be asked; if not, what is wrong with it. Does no I/O and reads no secret.
 pub fn model_ready(entry: &Value) -> Result<(), String> {
-    let model = serde_json::from_value::<ModelConfig>(entry.clone()).map_err(|error| error.to_string())?;
-    model.connect().map(|_| ()).map_err(|error| error.to_string())
+    serde_json::from_value::<ModelConfig>(entry.clone()).map(|_| ()).map_err(|error| error.to_string())
 }
 
 /// What of a model's entry enters keys. An entry that doesn't describe a model is its own identity: it can't be asked.
@@ -44,7 +43,7 @@ pub fn model_identity(entry: &Value) -> Value {
 /// The client of the model called `model`, made on first use and shared by all stages of the run.
 ///
 /// # Errors
-/// When the model isn't described or can't be connected to, and when the memo can't be opened.
+/// When the model isn't described, and when the memo can't be opened.
 pub async fn client(environment: &Environment, model: &str) -> Result<Arc<Client>, Failure> {
     let teachers = environment.service(Teachers::default);
     let mut clients = teachers.clients.lock().await;
@@ -52,19 +51,20 @@ pub async fn client(environment: &Environment, model: &str) -> Result<Arc<Client
         return Ok(client.clone());
     }
     let config = config(environment, model)?;
-    let teacher = config.connect().map_err(|error| Failure::data(error.to_string()))?;
     let memo = teachers.memo.get_or_try_init(|| open(environment)).await?;
-    let client = Arc::new(Client::new(teacher, memo.clone(), config.max_in_flight));
+    let client = Arc::new(Client::new(config.connect(), memo.clone(), config.max_in_flight));
     clients.insert(model.to_owned(), client.clone());
     Ok(client)
 }
 
-/// How many requests to the model called `model` may be in flight at once, over all stages.
+/// How many rows of a partition may be under way at once when the model called `model` is asked about them: many more
+/// than requests may be in flight, because rows are written in their order. A row whose answer takes eight times as long as
+/// those of others holds none of them up.
 ///
 /// # Errors
 /// When the model isn't described.
-pub fn max_in_flight(environment: &Environment, model: &str) -> Result<usize, Failure> {
-    Ok(config(environment, model)?.max_in_flight.max(1))
+pub fn window(environment: &Environment, model: &str) -> Result<usize, Failure> {
+    Ok(config(environment, model)?.max_in_flight.saturating_mul(8).clamp(64, 8192))
 }
 
 fn config(environment: &Environment, model: &str) -> Result<ModelConfig, Failure> {

@@ -33,7 +33,8 @@ impl Drop for Folder {
 }
 
 fn answer(text: &str, created_ms: u64) -> Answer {
-    Answer { text: text.to_owned(), finish: Finish::Stop, usage: None, model: "m".to_owned(), created_ms }
+    let reasoning = Some(format!("thoughts about {text}"));
+    Answer { text: text.to_owned(), reasoning, finish: Finish::Stop, usage: None, model: "m".to_owned(), created_ms }
 }
 
 fn key(n: u8) -> Key {

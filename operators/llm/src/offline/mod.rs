@@ -108,7 +108,7 @@ impl Teacher for Offline {
         let work = tokio::task::spawn_blocking(move || perform(&request, draw));
         let text = work.await.map_err(|error| Outage::teacher(format!("`offline` gave up: {error}")))??;
         let usage = Usage { input_tokens: tokens(request_bytes), output_tokens: tokens(text.len()) };
-        Ok(Answer { text, finish: Finish::Stop, usage: Some(usage), model: "offline".to_owned(), created_ms: 0 })
+        Ok(Answer { text, reasoning: None, finish: Finish::Stop, usage: Some(usage), model: "offline".to_owned(), created_ms: 0 })
     }
 }
 
