@@ -290,12 +290,12 @@ fn jobs(requests: Arc<Requests>, rows: RecordBatch) -> impl Iterator<Item = Job>
     places.map(move |(row, draw)| Job { requests: Arc::clone(&requests), rows: Arc::clone(&rows), row, draw })
 }
 
-/// What came of a [`Job`].
+/// What came of a [`Job`]: what was taken, with the request's id, or why nothing was, after how many attempts.
 struct Answered {
     row_id: String,
     doc_id: Option<String>,
     draw: u32,
-    outcome: Outcome<Taken>,
+    result: Result<(Taken, String), (Reject, u32)>,
 }
 
 /// What was taken of an answer.
@@ -324,11 +324,17 @@ impl Job {
             teachers::ask(client, &context.counters, &request, draw, context.refresh.as_deref(), attempts, read).await?;
         drop(admission);
         context.count_units(1);
-        if let Outcome::Accepted { value: Taken { left_out: Some(_), .. }, .. } = &outcome {
-            // What was left out is a unit of its own, and rejected.
-            context.count_units(1);
-        }
-        Ok(Answered { row_id, doc_id, draw, outcome })
+        let result = match outcome {
+            Outcome::Accepted { value, request_id, .. } => {
+                if value.left_out.is_some() {
+                    // What was left out is a unit of its own, and rejected.
+                    context.count_units(1);
+                }
+                Ok((value, request_id))
+            }
+            Outcome::Rejected { reject, raw, attempts } => Err((Reject::new(reject.reason, reject.detail).raw(&raw), attempts)),
+        };
+        Ok(Answered { row_id, doc_id, draw, result })
     }
 }
 
@@ -345,19 +351,18 @@ fn read(answer: &Answer) -> Result<Taken, ingrain_llm::Reject> {
 fn batches(schema: &SchemaRef, answered: Vec<Answered>) -> Result<Vec<OutputRows>, Failure> {
     let mut pairs = Pairs::default();
     let mut rejects = Rejects::default();
-    for Answered { row_id, doc_id, draw, outcome } in answered {
+    for Answered { row_id, doc_id, draw, result } in answered {
         let reject_id = |ordinal| key::row_id("synthesize_qa.reject", 0, &[&row_id], draw.into(), ordinal);
-        match outcome {
-            Outcome::Accepted { value, request_id, .. } => {
-                for (ordinal, pair) in value.pairs.iter().enumerate() {
+        match result {
+            Ok((taken, request_id)) => {
+                for (ordinal, pair) in taken.pairs.iter().enumerate() {
                     pairs.push(&row_id, doc_id.as_deref(), draw, ordinal as u64, pair, &request_id);
                 }
-                if let Some(reject) = value.left_out {
+                if let Some(reject) = taken.left_out {
                     rejects.push(&reject_id(1), Some(&row_id), &reject, 1);
                 }
             }
-            Outcome::Rejected { reject, raw, attempts } => {
-                let reject = Reject::new(reject.reason, reject.detail).raw(&raw);
+            Err((reject, attempts)) => {
                 rejects.push(&reject_id(0), Some(&row_id), &reject, i32::try_from(attempts).unwrap_or(i32::MAX));
             }
         }

@@ -88,13 +88,10 @@ fn pairs_become_rows_and_refused_answers_rejects() {
     let cut = read(&answer(said, ingrain_llm::Finish::Length)).unwrap_err();
     assert_eq!(cut.reason, "length");
     assert_eq!(read(&answer("no", ingrain_llm::Finish::Stop)).unwrap_err().reason, "unparsable");
-    let answered = |draw, outcome| Answered { row_id: "a1".into(), doc_id: Some("a.txt".into()), draw, outcome };
+    let answered = |draw, result| Answered { row_id: "a1".into(), doc_id: Some("a.txt".into()), draw, result };
     let outputs = batches(
         &default_schema(&config),
-        vec![
-            answered(0, Outcome::Rejected { reject: cut, raw: said.into(), attempts: 3 }),
-            answered(1, Outcome::Accepted { value: pairs, request_id: "r".into(), from_memo: false }),
-        ],
+        vec![answered(0, Err((Reject::new(cut.reason, cut.detail).raw(said), 3))), answered(1, Ok((pairs, "r".into())))],
     )
     .unwrap();
     assert_eq!(outputs.iter().map(|output| output.output).collect::<Vec<_>>(), [DEFAULT_OUTPUT, REJECTS_OUTPUT]);
@@ -115,8 +112,8 @@ fn pairs_that_are_not_whole_leave_a_reject_behind() {
     let said = r#"[{"question": "Who?", "answer": "Ida"}, {"question": "When?", "answer": ""}]"#;
     let stop = ingrain_llm::Finish::Stop;
     let answer = Answer { text: said.into(), reasoning: None, finish: stop, usage: None, model: "m".into(), created_ms: 0 };
-    let outcome = Outcome::Accepted { value: read(&answer).unwrap(), request_id: "r".into(), from_memo: false };
-    let answered = Answered { row_id: "a1".into(), doc_id: None, draw: 0, outcome };
+    let result = Ok((read(&answer).unwrap(), "r".into()));
+    let answered = Answered { row_id: "a1".into(), doc_id: None, draw: 0, result };
     let outputs = batches(&default_schema(&config(json!({}))), vec![answered]).unwrap();
     assert_eq!(outputs[0].rows.num_rows(), 1);
     let cell = |name: &str| texts(&outputs[1].rows, name).unwrap().value(0);

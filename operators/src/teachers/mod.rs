@@ -64,7 +64,7 @@ pub async fn client(environment: &Environment, model: &str) -> Result<Arc<Client
 /// # Errors
 /// When the model isn't described.
 pub fn window(environment: &Environment, model: &str) -> Result<usize, Failure> {
-    Ok(config(environment, model)?.max_in_flight.saturating_mul(8).clamp(64, 8192))
+    Ok(config(environment, model)?.max_in_flight.saturating_mul(8).clamp(64, 4096))
 }
 
 fn config(environment: &Environment, model: &str) -> Result<ModelConfig, Failure> {

@@ -83,7 +83,7 @@ async fn pairs_are_many_different_short_and_true() {
             questions(title, text).into_iter().map(|asked| (asked.question, asked.kind)).collect();
         for draw in 0..6 {
             let answer = ask("synthesize_qa", json!({ "title": title, "text": text, "pairs": 8 }), draw).await;
-            let pairs = parse::pairs(&answer).expect("pairs");
+            let pairs = parse::pairs(&answer).expect("pairs").whole;
             assert_eq!(pairs.len(), 8);
             for pair in pairs {
                 n += 1;
@@ -109,7 +109,7 @@ async fn few_draws_cover_the_text() {
         let mut covered = HashSet::new();
         for draw in 0..6 {
             let answer = ask("synthesize_qa", json!({ "title": title, "text": text, "pairs": 8 }), draw).await;
-            for pair in parse::pairs(&answer).expect("pairs") {
+            for pair in parse::pairs(&answer).expect("pairs").whole {
                 covered.extend(sentences(text).into_iter().filter(|sentence| contains_words(sentence, &pair.answer)));
             }
         }
