@@ -70,6 +70,11 @@ async fn serve(mut stream: TcpStream, say: Script, log: Arc<Mutex<Vec<Seen>>>) {
                 break String::from_utf8_lossy(&buffer.drain(..end + 4).collect::<Vec<u8>>()).into_owned();
             }
             match stream.read_buf(&mut buffer).await {
+                // The first byte of a TLS handshake.
+                Ok(n) if n > 0 && buffer[0] == 0x16 => {
+                    let _ = stream.write_all(b"HTTP/1.1 400 X\r\ncontent-length: 0\r\n\r\n").await;
+                    return;
+                }
                 Ok(n) if n > 0 => {}
                 _ => return,
             }
