@@ -113,7 +113,7 @@ fn pairs_that_are_not_whole_leave_a_reject_behind() {
     let stop = ingrain_llm::Finish::Stop;
     let answer = Answer { text: said.into(), reasoning: None, finish: stop, usage: None, model: "m".into(), created_ms: 0 };
     let result = Ok((read(&answer).unwrap(), "r".into()));
-    let answered = Answered { row_id: "a1".into(), doc_id: None, draw: 0, result };
+    let answered = Answered { row_id: "a1".into(), doc_id: Some("a.txt".into()), draw: 0, result };
     let outputs = batches(&default_schema(&config(json!({}))), vec![answered]).unwrap();
     assert_eq!(outputs[0].rows.num_rows(), 1);
     let cell = |name: &str| texts(&outputs[1].rows, name).unwrap().value(0);
