@@ -72,9 +72,9 @@ pub const TYPE: OperatorType = OperatorType::of::<Dedup>("dedup", 1);
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dedup {
-    /// The column to compare: text, or if exact, also a whole number or a boolean.
+    /// The column to compare: text, a whole number or a boolean; with `similarity`, text.
     pub column: String,
-    /// Compare only rows that agree in this column: text, a whole number or a boolean. Left out: all rows.
+    /// Compare only rows that agree in this column. Left out: all rows.
     #[serde(default)]
     pub within: Option<String>,
     /// From which similarity on, 0.1 to 1, rows count as near duplicates. Left out: only equal ones.
