@@ -20,7 +20,7 @@ use rayon::{
 
 use super::{
     minhash::{Bands, Sketch},
-    ngrams::{Grams, Ngram, hash},
+    ngrams::{Grams, Ngram, hash, word_count},
 };
 use crate::columns::{column, text};
 
@@ -50,6 +50,7 @@ pub(super) struct Index {
     compared: Compared,
     /// Rows read, with nulls.
     rows: u32,
+    words: u64,
     pub(super) entries: Vec<Entry>,
     /// A hash for each band, entry after entry.
     pub(super) hashes: Vec<u32>,
@@ -64,12 +65,12 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// An index for up to `rows` rows, which keeps texts in a new file at `path`.
+    /// An index for up to `rows` rows, which keeps texts in the file at `path`, made anew.
     ///
     /// # Errors
     /// When the file can't be made.
     pub(super) fn create(path: &Path, compared: Compared, rows: usize) -> Result<Self, Failure> {
-        let texts = BufWriter::with_capacity(1 << 20, File::options().write(true).create_new(true).open(path)?);
+        let texts = BufWriter::with_capacity(1 << 20, File::create(path)?);
         Ok(Self {
             entries: Vec::with_capacity(rows),
             hashes: Vec::with_capacity(rows * compared.bands.count),
@@ -77,6 +78,7 @@ impl Index {
             ids: String::with_capacity(rows * 32),
             compared,
             rows: 0,
+            words: 0,
             groups: HashMap::new(),
             path: path.to_owned(),
             texts,
@@ -113,13 +115,16 @@ impl Index {
         let Compared { ngram, bands, .. } = self.compared;
         let before = self.hashes.len();
         self.hashes.resize(before + salted.len() * bands.count, 0);
-        self.hashes[before..].par_chunks_exact_mut(bands.count).zip(salted.par_iter()).with_min_len(32).for_each_init(
+        let rows = self.hashes[before..].par_chunks_exact_mut(bands.count).zip(salted.par_iter()).with_min_len(32);
+        let words = rows.map_init(
             || (Grams::new(ngram), Sketch::new(bands), Vec::new()),
             |(grams, sketch, elements), (hashes, (row, salt))| {
                 grams.fill(texts.value(*row), elements);
                 sketch.bands(elements, *salt, hashes);
+                word_count(texts.value(*row))
             },
         );
+        self.words += words.sum::<u64>();
         Ok(())
     }
 
@@ -141,6 +146,11 @@ impl Index {
     /// How many rows were added, with nulls.
     pub(super) fn rows(&self) -> u32 {
         self.rows
+    }
+
+    /// How many words the entries have.
+    pub(super) fn words(&self) -> u64 {
+        self.words
     }
 
     /// Bands an entry has.

@@ -1,6 +1,6 @@
 //! Near duplicates: a task that reads the table twice, to index it and to write it.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray};
 use async_trait::async_trait;
@@ -16,13 +16,15 @@ use super::{
     PORT, REMOVED, Schemas,
     index::{Compared, Index},
     minhash::Bands,
-    ngrams::{Ngram, word_count},
+    ngrams::Ngram,
     search::{Removal, removals},
 };
-use crate::columns::{blocking, text};
+use crate::columns::blocking;
 
 /// Rows with fewer words than this on average are compared by characters.
 const FEW_WORDS: u64 = 50;
+/// About how many bytes a word and the space behind it have.
+const BYTES_OF_A_WORD: u64 = 6;
 
 /// The work of a `dedup` with a `similarity`.
 #[derive(Debug)]
@@ -38,18 +40,24 @@ impl Task for Near {
     async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
         let table = context.table(PORT)?.clone();
         let schemas = Schemas { kept: context.schema(DEFAULT_OUTPUT)?, removed: context.schema(REMOVED)? };
-        let bands = Bands::of(self.similarity);
-        fits(table.rows(), bands, context.environment.memory)?;
-        let ngram = match self.ngram {
-            Some(ngram) => ngram,
+        fits(table.rows(), Bands::of(self.similarity), context.environment.memory)?;
+        context.counters.say("hashing rows");
+        let path = context.scratch().join("texts");
+        let index = match self.ngram {
+            Some(ngram) => self.index(&table, &path, ngram).await?,
             None => {
-                context.counters.say("counting words");
-                by_length(&table, self.column.clone()).await?
+                // A guess from the size of whole rows is nearly always right, and spares a pass over the table.
+                let guess = by_length(table.manifest().content_bytes() / BYTES_OF_A_WORD, table.rows());
+                let index = self.index(&table, &path, guess).await?;
+                let ngram = by_length(index.words(), index.entries.len() as u64);
+                if ngram == guess {
+                    index
+                } else {
+                    drop(index);
+                    self.index(&table, &path, ngram).await?
+                }
             }
         };
-        context.counters.say("hashing rows");
-        let compared = Compared { column: self.column.clone(), within: self.within.clone(), ngram, bands };
-        let index = index(&table, &context.scratch().join("texts"), compared).await?;
         context.counters.say("comparing rows");
         let similarity = self.similarity;
         let (index, removals) = blocking(move || {
@@ -85,41 +93,27 @@ pub(super) fn fits(rows: u64, bands: Bands, memory: usize) -> Result<(), Failure
     .hint("raise `--memory`, or divide the table before"))
 }
 
-/// Words for long rows, characters for short ones.
-async fn by_length(table: &Table, column: String) -> Result<Ngram, Failure> {
-    let (mut batches, all) = (ahead(table), table.clone());
-    blocking(move || {
-        let (mut words, mut texts, mut rows) = (0, 0, 0);
-        while let Some(batch) = batches.blocking_recv() {
-            let batch = batch?;
-            rows += batch.num_rows() as u64;
-            for text in text(&batch, &column)?.iter().flatten() {
-                words += word_count(text);
-                texts += 1;
-            }
-            // Whatever the other rows hold.
-            if words >= FEW_WORDS * all.rows() {
-                return Ok(Ngram::Words(5));
-            }
-        }
-        all_read(&all, rows)?;
-        Ok(if words >= FEW_WORDS * texts { Ngram::Words(5) } else { Ngram::Characters(5) })
-    })
-    .await?
+/// Words for rows that are long on average, characters for short ones.
+fn by_length(words: u64, rows: u64) -> Ngram {
+    if words >= FEW_WORDS * rows { Ngram::Words(5) } else { Ngram::Characters(5) }
 }
 
-async fn index(table: &Table, path: &std::path::Path, compared: Compared) -> Result<Index, Failure> {
-    let rows = usize::try_from(table.rows()).map_err(|error| Failure::bug(error.to_string()))?;
-    let mut index = Index::create(path, compared, rows)?;
-    let (mut batches, table) = (ahead(table), table.clone());
-    blocking(move || {
-        while let Some(batch) = batches.blocking_recv() {
-            index.add(&batch?)?;
-        }
-        all_read(&table, u64::from(index.rows()))?;
-        Ok(index)
-    })
-    .await?
+impl Near {
+    async fn index(&self, table: &Table, path: &Path, ngram: Ngram) -> Result<Index, Failure> {
+        let compared =
+            Compared { column: self.column.clone(), within: self.within.clone(), ngram, bands: Bands::of(self.similarity) };
+        let rows = usize::try_from(table.rows()).map_err(|error| Failure::bug(error.to_string()))?;
+        let mut index = Index::create(path, compared, rows)?;
+        let (mut batches, table) = (ahead(table), table.clone());
+        blocking(move || {
+            while let Some(batch) = batches.blocking_recv() {
+                index.add(&batch?)?;
+            }
+            all_read(&table, u64::from(index.rows()))?;
+            Ok(index)
+        })
+        .await?
+    }
 }
 
 /// The rows of a table in their order, decoded ahead of their use.
