@@ -12,6 +12,7 @@ pub mod chunk;
 mod columns;
 pub mod compare;
 pub mod dedup;
+pub mod diversity;
 pub mod evaluate;
 pub mod filter;
 pub mod mix;
@@ -43,6 +44,7 @@ pub const OPERATORS: &[OperatorType] = &[
     split::TYPE,
     dedup::TYPE,
     sql::TYPE,
+    diversity::TYPE,
     mix::TYPE,
     train::TYPE,
     retrieve::TYPE,
@@ -51,7 +53,7 @@ pub const OPERATORS: &[OperatorType] = &[
 ];
 
 /// Operators that have a name and aren't built yet.
-pub const PLANNED: &[&str] = &["judge", "decontaminate", "diversity", "scaling"];
+pub const PLANNED: &[&str] = &["judge", "decontaminate", "scaling"];
 
 /// What the engine is given to work with.
 pub const REGISTRY: Registry = Registry {
