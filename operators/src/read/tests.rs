@@ -207,7 +207,7 @@ fn what_came_whole_before_a_cut_stays() {
     }
     let found =
         run(&read, &[("a.jsonl.gz", b"no gzip at all"), ("b.txt.gz", &gzip(b"Some text.")[..20]), ("c.md.zst", b"")]).unwrap();
-    assert_eq!(rejects(&found, "reason"), ["truncated", "truncated", "empty"]);
+    assert_eq!(rejects(&found, "reason"), ["truncated", "truncated", "truncated"]);
     assert!(!found.contains_key(DEFAULT_OUTPUT));
 }
 

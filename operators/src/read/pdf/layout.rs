@@ -11,6 +11,8 @@ use pdf_extract::{MediaBox, OutputDev, OutputError, Transform};
 const WORD_GAP: f64 = 0.15;
 /// Words that are this far apart are two cells of a table.
 const CELL_GAP: f64 = 1.5;
+/// A sign of a currency that stands alone begins a cell if it is this far behind another.
+const CURRENCY_GAP: f64 = 0.6;
 /// Words that differ less than this in height are on one line: it takes in what is raised or lowered.
 const SAME_LINE: f64 = 0.45;
 /// Lines that are further apart than this are two paragraphs.
@@ -211,11 +213,12 @@ fn line(mut words: Vec<Word>) -> Option<Line> {
         if word.text == before.text && (word.start - before.start).abs() < 0.3 * size {
             continue;
         }
-        let currency = matches!(before.text.as_str(), "$" | "€" | "£" | "¥");
+        let currency = |word: &Word| matches!(word.text.as_str(), "$" | "€" | "£" | "¥");
+        let cell = if currency(&word) { CURRENCY_GAP } else { CELL_GAP };
         let tail = matches!(word.text.as_str(), ")" | "%" | ")%" | "%)");
-        if currency {
+        if currency(&before) {
             line.text.push(' ');
-        } else if gap > CELL_GAP * size && !tail {
+        } else if gap > cell * size && !tail {
             line.text.push('\t');
             line.cells += 1;
         } else if !tail && (gap > 0.05 * size || word.height == before.height) {
@@ -281,13 +284,14 @@ mod tests {
             (50.0, 700.0, 10.0, "Net sales"),
             (300.0, 700.0, 10.0, "$"),
             (320.0, 700.0, 10.0, "46,298"),
+            (357.0, 700.0, 10.0, "$"),
             (400.0, 700.5, 10.0, "(1,577"),
             (432.0, 700.5, 10.0, ")"),
             (50.0, 688.0, 10.0, "Costs"),
             (400.0, 688.0, 10.0, "9"),
             (300.0, 688.0, 10.0, "8"),
         ]);
-        assert_eq!(table, "Net sales\t$ 46,298\t(1,577)\nCosts\t8\t9");
+        assert_eq!(table, "Net sales\t$ 46,298\t$ (1,577)\nCosts\t8\t9");
     }
 
     #[test]

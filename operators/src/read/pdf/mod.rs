@@ -1,5 +1,6 @@
 //! PDF: the text of its pages, joined.
 
+mod font;
 mod layout;
 mod page;
 
@@ -36,6 +37,7 @@ pub(super) fn read(bytes: &[u8], sink: &mut Sink) -> Result<(), Halt> {
         Ok(pdf) => pdf,
         Err(reject) => return sink.reject(0, reject),
     };
+    font::spell_out_widths(&mut pdf);
     let pages = pdf.get_pages();
     if pages.is_empty() {
         return sink.reject(0, Reject::new("empty", format!("`{source}` has no pages")));
