@@ -14,11 +14,15 @@ use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::execution::{SendableRecordBatchStream, runtime_env::RuntimeEnv};
-use futures::stream::BoxStream;
+use futures::{StreamExt, stream, stream::BoxStream};
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 
 use super::{sources::SourceFile, table::Table, task::TaskOutputs};
 use crate::{failure::Failure, operator::Registry, store::Store};
+
+/// Bytes of a local file that are read at a time.
+const PIECE: u64 = 1 << 20;
 
 /// Rows for one of a stage's outputs.
 #[derive(Debug, Clone)]
@@ -228,6 +232,36 @@ impl StreamContext {
     /// When the file has changed since, is gone, or its store fails.
     pub async fn open(&self, file: &SourceFile) -> Result<Bytes, Failure> {
         file.read().await
+    }
+
+    /// Opens a file of the source as [`Self::open`] does, piece by piece.
+    ///
+    /// What was made of the pieces counts only when the stream has ended without an error: a file that changes meanwhile may
+    /// show that at its end.
+    pub fn open_stream(&self, file: &SourceFile) -> BoxStream<'static, Result<Bytes, Failure>> {
+        let file = file.clone();
+        if file.url.contains("://") {
+            return stream::once(async move { file.read().await }).boxed();
+        }
+        stream::try_unfold((file, None, blake3::Hasher::new()), |(file, opened, mut hasher)| async move {
+            let unreadable = |error: std::io::Error| Failure::external(format!("`{}` can't be read: {error}", file.source));
+            let mut opened = match opened {
+                Some(opened) => opened,
+                None => tokio::fs::File::open(&file.url).await.map_err(unreadable)?,
+            };
+            let mut piece = Vec::with_capacity(PIECE as usize);
+            (&mut opened).take(PIECE).read_to_end(&mut piece).await.map_err(unreadable)?;
+            if piece.is_empty() {
+                if format!("blake3:{}", hasher.finalize().to_hex()) == file.version {
+                    return Ok(None);
+                }
+                return Err(Failure::external(format!("`{}` changed while it was being read", file.source))
+                    .hint("run again once nobody writes to it any more"));
+            }
+            hasher.update(&piece);
+            Ok(Some((Bytes::from(piece), (file, Some(opened), hasher))))
+        })
+        .boxed()
     }
 
     /// Counts units of work (requests, documents) for `min_yield`. A transform that never calls this has its input rows

@@ -3,13 +3,18 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, StringBuilder},
+    array::{ArrayRef, Int32Builder, Int64Builder, RecordBatch, StringBuilder},
     datatypes::{DataType, Field, SchemaRef},
 };
 use ingrain_engine::{failure::Failure, key::row_id};
 use serde_json::{Map, Value};
 
-use super::{Columns, Format, html, line::text_of, markdown, text};
+use super::{
+    format::{Columns, Format},
+    html,
+    line::text_of,
+    markdown, text,
+};
 use crate::rejects::Reject;
 
 /// The content of a document.
@@ -79,6 +84,70 @@ pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
 }
 
+/// A document on its way into a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Document {
+    pub(super) doc_id: String,
+    pub(super) title: Option<String>,
+    pub(super) text: String,
+    /// A JSON object.
+    pub(super) metadata: Option<String>,
+    /// Where its pages stand in its text, if it has any.
+    pub(super) pages: Vec<Span>,
+}
+
+/// Where a page stands in a document's text, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    /// From 1.
+    pub(super) page: u32,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+impl Document {
+    /// A document without pages.
+    ///
+    /// # Errors
+    /// A bug, if its metadata can't be written.
+    pub(super) fn new(doc_id: String, parsed: Parsed) -> Result<Self, Failure> {
+        let metadata = parsed.metadata.as_ref().map(serde_json::to_string).transpose();
+        let metadata = metadata.map_err(|error| Failure::bug(error.to_string()))?;
+        Ok(Self { doc_id, title: parsed.title, text: parsed.text, metadata, pages: Vec::new() })
+    }
+}
+
+/// Joins pages to a text, an empty line between them, and says where each stands in it.
+pub(super) fn joined<'a>(pages: impl IntoIterator<Item = (u32, &'a str)>) -> (String, Vec<Span>) {
+    let (mut text, mut spans) = (String::new(), Vec::new());
+    for (page, content) in pages {
+        if !text.is_empty() {
+            text.push_str("\n\n");
+        }
+        spans.push(Span { page, start: text.len(), end: text.len() + content.len() });
+        text.push_str(content);
+    }
+    (text, spans)
+}
+
+/// Spans as the JSON that stands in metadata: lists of page, start and end.
+pub(super) fn spans_json(pages: &[Span]) -> Value {
+    pages.iter().map(|span| Value::from(vec![Value::from(span.page), span.start.into(), span.end.into()])).collect()
+}
+
+/// Columns of the table of pages.
+pub(super) fn page_fields() -> Vec<Field> {
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    vec![
+        text("row_id"),
+        text("parent_id"),
+        text("doc_id"),
+        Field::new("page", DataType::Int32, false),
+        Field::new("byte_start", DataType::Int64, false),
+        Field::new("byte_end", DataType::Int64, false),
+    ]
+}
+
 /// Documents of the next batch.
 #[derive(Debug, Default)]
 pub(super) struct Documents {
@@ -93,18 +162,18 @@ pub(super) struct Documents {
 }
 
 impl Documents {
-    pub(super) fn push(&mut self, doc_id: &str, source: &str, parsed: &Parsed) -> Result<(), Failure> {
-        let metadata = parsed.metadata.as_ref().map(serde_json::to_string).transpose();
-        let metadata = metadata.map_err(|error| Failure::bug(error.to_string()))?;
+    /// Adds a document and gives its row's id.
+    pub(super) fn push(&mut self, source: &str, document: &Document) -> String {
+        let id = row_id("read", 0, &[&document.doc_id], 0, 0);
         self.rows += 1;
-        self.bytes += parsed.text.len() + metadata.as_ref().map_or(0, String::len);
-        self.row_id.append_value(row_id("read", 0, &[doc_id], 0, 0));
-        self.doc_id.append_value(doc_id);
-        self.title.append_option(parsed.title.as_deref());
-        self.text.append_value(&parsed.text);
+        self.bytes += document.text.len() + document.metadata.as_ref().map_or(0, String::len);
+        self.row_id.append_value(&id);
+        self.doc_id.append_value(&document.doc_id);
+        self.title.append_option(document.title.as_deref());
+        self.text.append_value(&document.text);
         self.source.append_value(source);
-        self.metadata.append_option(metadata);
-        Ok(())
+        self.metadata.append_option(document.metadata.as_deref());
+        id
     }
 
     pub(super) fn take(&mut self, schema: &SchemaRef) -> Result<RecordBatch, Failure> {
@@ -116,6 +185,49 @@ impl Documents {
             Arc::new(self.text.finish()),
             Arc::new(self.source.finish()),
             Arc::new(self.metadata.finish()),
+        ];
+        Ok(RecordBatch::try_new(schema.clone(), columns)?)
+    }
+}
+
+/// Pages of the documents of the next batch.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    pub(super) rows: usize,
+    row_id: StringBuilder,
+    parent_id: StringBuilder,
+    doc_id: StringBuilder,
+    page: Int32Builder,
+    byte_start: Int64Builder,
+    byte_end: Int64Builder,
+}
+
+impl Pages {
+    /// Adds the pages of a document whose row is `parent`.
+    pub(super) fn push(&mut self, parent: &str, document: &Document) -> Result<(), Failure> {
+        let number = |number: usize| i64::try_from(number).map_err(|error| Failure::bug(error.to_string()));
+        for span in &document.pages {
+            let page = i32::try_from(span.page).map_err(|error| Failure::bug(error.to_string()))?;
+            self.rows += 1;
+            self.row_id.append_value(row_id("read.page", 0, &[parent], 0, u64::from(span.page)));
+            self.parent_id.append_value(parent);
+            self.doc_id.append_value(&document.doc_id);
+            self.page.append_value(page);
+            self.byte_start.append_value(number(span.start)?);
+            self.byte_end.append_value(number(span.end)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn take(&mut self, schema: &SchemaRef) -> Result<RecordBatch, Failure> {
+        self.rows = 0;
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(self.row_id.finish()),
+            Arc::new(self.parent_id.finish()),
+            Arc::new(self.doc_id.finish()),
+            Arc::new(self.page.finish()),
+            Arc::new(self.byte_start.finish()),
+            Arc::new(self.byte_end.finish()),
         ];
         Ok(RecordBatch::try_new(schema.clone(), columns)?)
     }

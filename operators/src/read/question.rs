@@ -69,7 +69,11 @@ pub(super) fn of_object(mut object: Map<String, Value>, choice: bool) -> Result<
     Ok(Question { question_id, doc_id, question, options, answer, answers, hard, metadata })
 }
 
-fn checked(options: Option<Vec<String>>, answer: &str) -> Result<Vec<String>, Reject> {
+/// Options of which the answer is one.
+///
+/// # Errors
+/// The reject, if that isn't so.
+pub(super) fn checked(options: Option<Vec<String>>, answer: &str) -> Result<Vec<String>, Reject> {
     let bad = |why: String| Err(Reject::new("bad_question", why));
     let Some(options) = options else { return bad("`options` is missing".into()) };
     if options.len() < 2 {
@@ -87,7 +91,11 @@ fn checked(options: Option<Vec<String>>, answer: &str) -> Result<Vec<String>, Re
     Ok(options)
 }
 
-fn needed(field: &str, value: Option<Value>) -> Result<String, Reject> {
+/// A field that must hold text.
+///
+/// # Errors
+/// The reject, if it doesn't.
+pub(super) fn needed(field: &str, value: Option<Value>) -> Result<String, Reject> {
     let text = text_of(field, value)?.filter(|text| !text.trim().is_empty());
     text.ok_or_else(|| Reject::new("bad_question", format!("`{field}` is missing or empty")))
 }
@@ -122,12 +130,14 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    pub(super) fn push(&mut self, question_id: &str, question: &Question) -> Result<(), Failure> {
+    /// Adds a question and gives its row's id.
+    pub(super) fn push(&mut self, question_id: &str, question: &Question) -> Result<String, Failure> {
+        let id = row_id("read", 0, &[question_id], 0, 0);
         let metadata = question.metadata.as_ref().map(serde_json::to_string).transpose();
         let metadata = metadata.map_err(|error| Failure::bug(error.to_string()))?;
         self.rows += 1;
         self.bytes += question.question.len() + question.answer.len() + metadata.as_ref().map_or(0, String::len);
-        self.row_id.append_value(row_id("read", 0, &[question_id], 0, 0));
+        self.row_id.append_value(&id);
         self.question_id.append_value(question_id);
         self.doc_id.append_option(question.doc_id.as_deref());
         self.question.append_value(&question.question);
@@ -142,7 +152,7 @@ impl Questions {
         self.answers.append(true);
         self.hard.append_option(question.hard);
         self.metadata.append_option(metadata);
-        Ok(())
+        Ok(id)
     }
 
     pub(super) fn take(&mut self, schema: &SchemaRef) -> Result<RecordBatch, Failure> {
