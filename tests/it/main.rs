@@ -8,3 +8,5 @@ mod errors;
 mod faults;
 mod operators;
 mod project;
+mod s3;
+mod s3_server;
