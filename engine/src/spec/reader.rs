@@ -157,7 +157,10 @@ impl Reader<'_> {
     fn buckets(&mut self, root: &Node) -> BTreeMap<String, Value> {
         let entries = root.get("s3").map_or(&[][..], |buckets| buckets.value.entries());
         for bucket in entries {
-            let given = |key: &str| bucket.value.get(key).filter(|entry| !matches!(entry.value.kind, Kind::Null));
+            // What couldn't be found out is null, and has been reported.
+            let is_given =
+                |entry: &&Entry| !matches!(entry.value.kind, Kind::Null) || self.values.broken.contains(&entry.value.span);
+            let given = |key: &str| bucket.value.get(key).filter(is_given);
             let (key_id, key) = (given("key_id"), given("key"));
             let name = &bucket.key;
             let lacking = match (key_id, key) {
