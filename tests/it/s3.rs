@@ -206,10 +206,10 @@ fn what_is_wrong_with_a_bucket_is_said_soon() {
     says(&mut on(&server, &project, &nowhere), 2, "doesn't exist");
     says(on(&server, &project, &run).env("AWS_SECRET_ACCESS_KEY", "hunter2-other"), 2, "the secret key is wrong");
     says(on(&server, &project, &run).env("AWS_ACCESS_KEY_ID", "AKIAhunter2"), 2, "doesn't know the id of the access key");
-    says(on(&server, &project, &run).env_remove("AWS_SECRET_ACCESS_KEY"), 2, "can't be reached as its settings say");
+    says(on(&server, &project, &run).env_remove("AWS_SECRET_ACCESS_KEY"), 2, "go together");
     let mut without = on(&server, &project, &run);
     says(without.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY"), 2, "there are no credentials");
-    says(on(&server, &project, &run).env("AWS_SKIP_SIGNATURE", "true"), 2, "can't be used with these credentials");
+    says(on(&server, &project, &run).env("AWS_SKIP_SIGNATURE", "true"), 2, "can't be used without credentials");
     // Nobody listens there.
     says(on(&server, &project, &run).env("AWS_ENDPOINT_URL", "http://127.0.0.1:9"), 2, "can't be reached");
     says(on(&server, &project, &run).env("AWS_ENDPOINT_URL", "minio:9000"), 2, "is no URL");
@@ -268,6 +268,37 @@ fn a_put_whose_answer_is_lost_meets_itself() {
         server.requests().into_iter().filter(|line| line.starts_with("PUT") && line.contains("/actions/")).collect();
     assert_eq!(conditional.len(), 2 * 7, "each action was put twice: {}", conditional.join("\n"));
     assert_eq!(server.objects().iter().filter(|(name, _)| name.contains("/actions/")).count(), 7);
+}
+
+#[test]
+fn a_process_that_trains_reaches_the_store_as_the_file_says() {
+    let (project, server) = (Project::new(), Server::start("Store", &["team"]));
+    let rows = ["first", "other", "third", "tenth", "sixth", "fifth", "ninth", "final"];
+    let rows: String = rows.iter().map(|word| format!("{{\"text\": \"The {word} row has thirty byte.\"}}\n")).collect();
+    project.write("in/a.jsonl", rows);
+    project.write(
+        "pipeline.yaml",
+        format!(
+            "pipeline: weights\ns3:\n  team: {{ endpoint: \"{}\", key_id: \"${{secret:TEAM_ID}}\", key: \"${{secret:TEAM_KEY}}\" }}\n\
+             stages:\n  documents: {{ op: read, path: in/a.jsonl }}\n  \
+             bytes: {{ op: tokenizer, from: documents, vocabulary: 259 }}\n  \
+             base: {{ op: checkpoint, from: bytes, preset: tiny }}\n  \
+             mixture: {{ op: mix, from: {{ sources: documents, tokenizer: bytes }} }}\n  \
+             student: {{ op: train, from: {{ mixture: mixture, base: base }}, epochs: 1, sequence: 64, heldout: 0 }}\n  \
+             further: {{ op: train, from: {{ mixture: mixture, base: student }}, epochs: 1, sequence: 64, heldout: 0 }}\n",
+            server.endpoint
+        ),
+    );
+    let words = ["run", "pipeline.yaml", "--json", "--device", "cpu", "--store", STORE];
+    let said = Said::of(&output(command(&project, &words).env("TEAM_ID", &server.key_id).env("TEAM_KEY", &server.key)));
+    assert_eq!(said.code, 0, "{}\n{:?}", said.stderr, said.events);
+    assert_eq!(said.executed().len(), 6);
+    let weights = |line: &&String| line.starts_with("GET") && line.contains(".safetensors");
+    assert_eq!(server.requests().iter().filter(weights).count(), 1, "`further` fetches what `student` made");
+    let kept = walk(&project.path(".cache/blobs"));
+    assert!(kept.len() >= 2, "{kept:?}");
+    let in_use = walk(&project.path(".cache/in-use"));
+    assert!(in_use.is_empty(), "{in_use:?}");
 }
 
 #[test]

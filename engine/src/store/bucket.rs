@@ -181,6 +181,11 @@ impl Bucket {
         let options = options.with_allow_http(is_http);
         let builder = builder.with_client_options(options.clone());
         let anonymous = entry.is_some_and(|entry| entry.anonymous) || is_true(&builder, AmazonS3ConfigKey::SkipSignature);
+        let is_set = |key| builder.get_config_value(&key).is_some();
+        if is_set(AmazonS3ConfigKey::AccessKeyId) != is_set(AmazonS3ConfigKey::SecretAccessKey) {
+            return Err(Failure::data(format!("the bucket `{name}`: of the access key's id and the secret key only one is set"))
+                .hint("`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` go together"));
+        }
         let credentials = if anonymous { None } else { Some(credentials(&builder, name).map_err(unusable)?) };
         let builder = match &credentials {
             Some(provider) => builder.with_credentials(provider.clone()),
@@ -190,7 +195,7 @@ impl Bucket {
         let builder = builder.with_http_connector(OneClient(client));
         let first = builder.clone().with_retry(FIRST).build().map_err(unusable)?;
         let later = builder.with_retry(LATER).build().map_err(unusable)?;
-        let place = Place { bucket: name.to_owned(), endpoint };
+        let place = Place { bucket: name.to_owned(), endpoint, is_anonymous: anonymous };
         Ok(Self {
             inner: Arc::new(Inner {
                 place,

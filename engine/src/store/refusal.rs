@@ -13,6 +13,8 @@ pub(super) struct Place {
     pub(super) bucket: String,
     /// Where it is asked for; `None` for AWS itself.
     pub(super) endpoint: Option<String>,
+    /// Whether requests go without credentials.
+    pub(super) is_anonymous: bool,
 }
 
 impl Place {
@@ -91,6 +93,10 @@ impl Place {
 
     fn denied(&self, code: Option<&str>) -> Failure {
         let which = code.map(|code| format!(" (`{code}`)")).unwrap_or_default();
+        if self.is_anonymous {
+            return Failure::data(format!("{} can't be used without credentials{which}", self.name()))
+                .hint("it isn't public: leave out `anonymous` (or `AWS_SKIP_SIGNATURE`) and give credentials");
+        }
         Failure::data(format!("{} can't be used with these credentials{which}", self.name()))
             .hint("they must be allowed to list the bucket and to read; for a store also to write and to delete")
     }
@@ -214,7 +220,7 @@ mod tests {
     use super::*;
 
     fn explained(error: Error) -> Failure {
-        Place { bucket: "corpora".into(), endpoint: Some("http://minio:9000".into()) }.explain(error).into()
+        Place { bucket: "corpora".into(), endpoint: Some("http://minio:9000".into()), is_anonymous: false }.explain(error).into()
     }
 
     fn refused(body: &str) -> Error {
@@ -236,7 +242,7 @@ mod tests {
     #[test]
     fn a_missing_object_stays_one_and_a_missing_bucket_is_named() {
         let missing = |code: &str| Error::NotFound { path: "x".into(), source: format!("<Code>{code}</Code>").into() };
-        let place = Place { bucket: "corpora".into(), endpoint: None };
+        let place = Place { bucket: "corpora".into(), endpoint: None, is_anonymous: false };
         assert!(matches!(place.explain(missing("NoSuchKey")), Error::NotFound { .. }));
         let failure = Failure::from(place.explain(missing("NoSuchBucket")));
         assert_eq!(failure.message, "the bucket `corpora` doesn't exist");
