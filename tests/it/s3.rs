@@ -290,11 +290,19 @@ fn a_process_that_trains_reaches_the_store_as_the_file_says() {
         ),
     );
     let words = ["run", "pipeline.yaml", "--json", "--device", "cpu", "--store", STORE];
-    let said = Said::of(&output(command(&project, &words).env("TEAM_ID", &server.key_id).env("TEAM_KEY", &server.key)));
-    assert_eq!(said.code, 0, "{}\n{:?}", said.stderr, said.events);
-    assert_eq!(said.executed().len(), 6);
-    let weights = |line: &&String| line.starts_with("GET") && line.contains(".safetensors");
-    assert_eq!(server.requests().iter().filter(weights).count(), 1, "`further` fetches what `student` made");
+    let run = |options: &[&str]| {
+        let words: Vec<&str> = words.iter().chain(options).copied().collect();
+        let said = Said::of(&output(command(&project, &words).env("TEAM_ID", &server.key_id).env("TEAM_KEY", &server.key)));
+        assert_eq!(said.code, 0, "{}\n{:?}", said.stderr, said.events);
+        let asked = server.requests().into_iter();
+        let weights: Vec<String> = asked.filter(|line| line.starts_with("GET") && line.contains(".safetensors")).collect();
+        (said.executed().len(), weights)
+    };
+    let (executed, fetched) = run(&[]);
+    assert_eq!(executed, 6);
+    let distinct: std::collections::BTreeSet<&String> = fetched.iter().collect();
+    assert!(!fetched.is_empty() && distinct.len() == fetched.len(), "each is fetched once: {fetched:?}");
+    assert_eq!(run(&["--force", "further"]), (1, Vec::new()), "another process finds them in the cache");
     let kept = walk(&project.path(".cache/blobs"));
     assert!(kept.len() >= 2, "{kept:?}");
     let in_use = walk(&project.path(".cache/in-use"));
