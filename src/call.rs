@@ -37,6 +37,8 @@ pub(crate) enum Command {
         #[arg(default_value = ".")]
         folder: PathBuf,
     },
+    /// Say what is built, or what a store promises of what runs need
+    Doctor(DoctorCall),
     /// Serve one task of a run
     #[command(hide = true)]
     Worker,
@@ -158,6 +160,21 @@ pub(crate) struct ShowCall {
     /// Write one JSON object per row
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorCall {
+    /// A pipeline file, for its store and for how its buckets are reached
+    pub(crate) file: Option<PathBuf>,
+    /// Set a variable: `--set vars.tokens=10M`
+    #[arg(long = "set", value_name = "NAME=VALUE", requires = "file")]
+    pub(crate) set: Vec<String>,
+    /// The store to look at: a folder or `s3://bucket/prefix`
+    #[arg(long)]
+    pub(crate) store: Option<String>,
+    /// The design has it and this version hasn't: refused by name rather than as unknown.
+    #[arg(long, hide = true)]
+    pub(crate) device: Option<String>,
 }
 
 impl Call {

@@ -1,6 +1,7 @@
 //! The `ingrain` command: parses the call, calls the engine, prints.
 
 mod call;
+mod doctor;
 mod info;
 mod pipeline;
 mod plan;
@@ -71,6 +72,7 @@ async fn dispatch(command: Command) -> Result<(), End> {
         Command::Schema => info::schema(),
         Command::Operators { name } => info::operators(name.as_deref()),
         Command::Init { folder } => info::init(&folder),
+        Command::Doctor(call) => doctor::doctor(call).await,
         Command::Worker => Ok(()),
         Command::Other(words) => Err(info::other(&words)),
     }

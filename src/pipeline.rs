@@ -8,7 +8,7 @@ use ingrain_engine::{
     plan::{Plan, StageIndex},
     run::{Environment, Settings, default_memory},
     spec::{self, Size},
-    store::Store,
+    store::{Buckets, Store},
 };
 use ingrain_operators::REGISTRY;
 
@@ -21,6 +21,7 @@ use crate::{
 /// A checked pipeline.
 pub(crate) struct Pipeline {
     pub(crate) plan: Plan,
+    buckets: Buckets,
     store: Option<String>,
 }
 
@@ -48,7 +49,10 @@ impl Pipeline {
         if let Some(spec) = &spec {
             let (plan, more) = Plan::compile(spec, &REGISTRY, folder);
             wrong.extend(more);
-            loaded = plan.map(|plan| Self { plan, store: spec.store.clone() });
+            if wrong.is_empty() {
+                let buckets = Buckets::new(spec.buckets.clone())?;
+                loaded = plan.map(|plan| Self { plan, buckets, store: spec.store.clone() });
+            }
         }
         match loaded {
             Some(pipeline) if wrong.is_empty() => Ok(pipeline),
@@ -72,9 +76,15 @@ impl Pipeline {
         self.plan.stages().map(|(index, _)| index).collect()
     }
 
-    /// Opens the store for looking at what is there.
+    /// How the buckets of the pipeline are reached.
+    pub(crate) fn buckets(&self) -> &Buckets {
+        &self.buckets
+    }
+
+    /// Opens the store for looking at what is there: nothing is written, and a store that isn't there is an empty one.
     pub(crate) async fn open(&self, call: &StoreCall) -> Result<Arc<Environment>, Failure> {
-        self.environment(call, "auto", cores(), default_memory()).await
+        let store = Store::existing(&self.location(call.store.as_deref()), &self.buckets).await?;
+        self.environment(call, store, "auto", cores(), default_memory())
     }
 
     /// Opens the store for a run.
@@ -87,26 +97,34 @@ impl Pipeline {
             }
             None => default_memory(),
         };
-        self.environment(&call.store, &call.device, call.threads.unwrap_or_else(cores), memory).await
+        let store = Store::open(&self.location(call.store.store.as_deref()), &self.buckets).await?;
+        self.environment(&call.store, store, &call.device, call.threads.unwrap_or_else(cores), memory)
     }
 
-    async fn environment(
+    /// Where the store is: as the call says, else as the file says, else beside the file.
+    pub(crate) fn location(&self, given: Option<&str>) -> String {
+        let beside = |path: &str| self.plan.folder.join(path).to_string_lossy().into_owned();
+        match (given, &self.store) {
+            (Some(given), _) => given.to_owned(),
+            (None, Some(written)) if written.contains("://") => written.clone(),
+            (None, Some(written)) => beside(written),
+            (None, None) => beside(".ingrain"),
+        }
+    }
+
+    fn environment(
         &self,
         call: &StoreCall,
+        store: Store,
         device: &str,
         threads: usize,
         memory: usize,
     ) -> Result<Arc<Environment>, Failure> {
-        let beside = |path: &str| self.plan.folder.join(path).to_string_lossy().into_owned();
-        let location = match (&call.store, &self.store) {
-            (Some(given), _) => given.clone(),
-            (None, Some(written)) if written.contains("://") => written.clone(),
-            (None, Some(written)) => beside(written),
-            (None, None) => beside(".ingrain"),
-        };
         let settings = Settings {
-            store: Store::open(&location).await?,
+            store,
+            buckets: self.buckets.clone(),
             cache: cache()?,
+            cache_limit: cache_limit()?,
             registry: REGISTRY,
             models: self.plan.models.clone(),
             device: device.to_owned(),
@@ -118,7 +136,18 @@ impl Pipeline {
     }
 }
 
-fn cache() -> Result<std::path::PathBuf, Failure> {
+/// Bytes of blobs that the cache folder keeps where nobody says otherwise.
+const CACHE_LIMIT: u64 = 64 << 30;
+
+fn cache_limit() -> Result<u64, Failure> {
+    let Some(text) = std::env::var("INGRAIN_CACHE_LIMIT").ok().filter(|text| !text.is_empty()) else { return Ok(CACHE_LIMIT) };
+    let size: Size = serde_json::from_value(text.clone().into())
+        .map_err(|error| Failure::data(format!("`INGRAIN_CACHE_LIMIT={text}`: {error}")).hint("write bytes as in `64Gi`"))?;
+    Ok(size.0)
+}
+
+/// The folder for what this machine keeps between runs.
+pub(crate) fn cache() -> Result<std::path::PathBuf, Failure> {
     let under = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
     let folder = under("INGRAIN_CACHE")
         .or_else(|| under("XDG_CACHE_HOME").map(|folder| folder.join("ingrain")))

@@ -33,6 +33,11 @@ pub(crate) async fn show(call: ShowCall) -> Result<(), End> {
         Failure::data(format!("`{stage_name}` has no output `{output_name}`")).hint(format!("it has {}", names.join(", ")))
     })?;
     let environment = pipeline.open(&call.store).await?;
+    if !environment.store.is_there() {
+        return Err(Failure::data(format!("there is no store at `{}`", environment.store.location()))
+            .hint(format!("`ingrain run {}` makes one; `--store` names another", call.store.file.file.display()))
+            .into());
+    }
     let statuses = why(&pipeline.plan, &environment, &pipeline.plan.needed_by(index), Default::default()).await?;
     let status = statuses.into_iter().find(|(found, _)| *found == index).map(|(_, status)| status);
     let Some(Status::Hit { manifest, .. }) = status else {

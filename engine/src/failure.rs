@@ -60,7 +60,7 @@ impl From<DataFusionError> for Failure {
         match error {
             DataFusionError::External(inner) => match inner.downcast::<Failure>() {
                 Ok(failure) => *failure,
-                Err(inner) => Failure::external(inner.to_string()),
+                Err(inner) => within(&*inner).unwrap_or_else(|| Failure::external(inner.to_string())),
             },
             DataFusionError::Context(_, inner) => (*inner).into(),
             DataFusionError::Shared(inner) => shared(&inner),
@@ -70,20 +70,25 @@ impl From<DataFusionError> for Failure {
                 .hint("raise `--memory`, or lower `--threads` so that fewer partitions run at once"),
             error @ (DataFusionError::Internal(_) | DataFusionError::Substrait(_)) => Failure::bug(error.to_string()),
             error @ DataFusionError::IoError(_) => Failure::external(error.to_string()),
-            error => Failure::data(error.strip_backtrace()),
+            error => shared(&error),
         }
     }
 }
 
 fn shared(error: &DataFusionError) -> Failure {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    within(error).unwrap_or_else(|| Failure::data(error.strip_backtrace()))
+}
+
+/// The failure that an error carries.
+fn within(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
+    let mut source = Some(error);
     while let Some(error) = source {
         if let Some(failure) = error.downcast_ref::<Failure>() {
-            return failure.clone();
+            return Some(failure.clone());
         }
         source = error.source();
     }
-    Failure::data(error.strip_backtrace())
+    None
 }
 
 impl From<arrow::error::ArrowError> for Failure {
@@ -103,13 +108,13 @@ impl From<arrow::error::ArrowError> for Failure {
 
 impl From<object_store::Error> for Failure {
     fn from(error: object_store::Error) -> Self {
-        Failure::external(error.to_string())
+        within(&error).unwrap_or_else(|| Failure::external(error.to_string()))
     }
 }
 
 impl From<parquet::errors::ParquetError> for Failure {
     fn from(error: parquet::errors::ParquetError) -> Self {
-        Failure::external(error.to_string())
+        within(&error).unwrap_or_else(|| Failure::external(error.to_string()))
     }
 }
 

@@ -31,7 +31,8 @@
 //! # What is not here
 //! - No network client of a model, no prompt, no tensor: operators bring these.
 //! - No directory is listed to find rows: scans name their parts.
-//! - No secret is ever resolved here: `${secret:NAME}` passes through as it is written.
+//! - No secret is resolved here but a bucket's, when its client is made: everywhere else `${secret:NAME}` passes through as it
+//!   is written.
 //! - No global state: what lives longer than a stage hangs on the run's [`run::Environment`].
 
 pub mod diagnostic;

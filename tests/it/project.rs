@@ -54,15 +54,7 @@ impl Project {
     /// `run pipeline.yaml --json` with more options.
     pub(crate) fn run(&self, options: &[&str]) -> Said {
         let words: Vec<&str> = ["run", "pipeline.yaml", "--json"].iter().chain(options).copied().collect();
-        let output = self.call(&words);
-        Said {
-            code: output.status.code().unwrap_or(-1),
-            events: String::from_utf8_lossy(&output.stdout)
-                .lines()
-                .map(|line| serde_json::from_str(line).expect("one event a line"))
-                .collect(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Said::of(&self.call(&words))
     }
 
     /// As [`Self::run`], and it must succeed.
@@ -94,6 +86,18 @@ impl Project {
 }
 
 impl Said {
+    /// What a run with `--json` wrote.
+    pub(crate) fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            events: String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .map(|line| serde_json::from_str(line).expect("one event a line"))
+                .collect(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// The stages that ran, sorted.
     pub(crate) fn executed(&self) -> Vec<&str> {
         let mut stages: Vec<&str> = self

@@ -19,7 +19,11 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
 use super::{sources::SourceFile, table::Table, task::TaskOutputs};
-use crate::{failure::Failure, operator::Registry, store::Store};
+use crate::{
+    failure::Failure,
+    operator::Registry,
+    store::{BlobCache, Buckets, Store},
+};
 
 /// Bytes of a local file that are read at a time.
 const PIECE: u64 = 1 << 20;
@@ -64,8 +68,12 @@ pub trait Service: Any + Send + Sync {
 pub struct Settings {
     /// The store.
     pub store: Store,
+    /// How buckets are reached, those of sources included.
+    pub buckets: Buckets,
     /// A local folder that outlives the run: memo logs, materialised blobs, what a training has reached.
     pub cache: PathBuf,
+    /// Bytes of blobs that are kept there.
+    pub cache_limit: u64,
     /// The operators.
     pub registry: Registry,
     /// The entries of `models:`, as written in the pipeline file; secrets are references.
@@ -85,6 +93,7 @@ pub struct Environment {
     settings: Settings,
     pub(crate) runtime: Arc<RuntimeEnv>,
     pub(crate) slots: Arc<tokio::sync::Semaphore>,
+    pub(crate) blobs: Arc<BlobCache>,
     services: Mutex<HashMap<TypeId, Arc<dyn Service>>>,
 }
 
@@ -110,7 +119,8 @@ impl Environment {
     pub fn new(settings: Settings) -> Result<Self, Failure> {
         let runtime = super::session::runtime(&settings.store, settings.memory)?;
         let slots = Arc::new(tokio::sync::Semaphore::new(settings.threads.max(1)));
-        Ok(Self { settings, runtime, slots, services: Mutex::default() })
+        let blobs = Arc::new(BlobCache::new(settings.cache.clone(), settings.cache_limit));
+        Ok(Self { settings, runtime, slots, blobs, services: Mutex::default() })
     }
 
     /// What it was started with.
@@ -231,7 +241,15 @@ impl StreamContext {
     /// # Errors
     /// When the file has changed since, is gone, or its store fails.
     pub async fn open(&self, file: &SourceFile) -> Result<Bytes, Failure> {
-        file.read().await
+        file.read(&self.environment.buckets).await
+    }
+
+    /// Opens a file of the source as [`Self::open`] does, in pieces of some MiB.
+    ///
+    /// What was made of the pieces counts only when the stream has ended without an error: a file that changes meanwhile may
+    /// show that at its end.
+    pub fn open_stream(&self, file: &SourceFile) -> BoxStream<'static, Result<Bytes, Failure>> {
+        file.stream(&self.environment.buckets)
     }
 
     /// Opens a file of the source as [`Self::open`] does, piece by piece.

@@ -153,7 +153,8 @@ impl<'a> Resolver<'a> {
                 match listed.get(&index) {
                     Some(files) => files.clone(),
                     None => {
-                        let files = sources::list(&source, &self.plan.folder, &self.environment.cache).await?;
+                        let environment = self.environment;
+                        let files = sources::list(&source, &self.plan.folder, &environment.cache, &environment.buckets).await?;
                         listed.insert(index, files.clone());
                         files
                     }

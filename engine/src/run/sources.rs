@@ -12,13 +12,18 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type},
 };
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use globset::{GlobBuilder, GlobMatcher};
-use object_store::{GetOptions, ObjectStore, path::Path};
+use object_store::{ObjectMeta, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 
-use crate::{failure::Failure, operator::Source};
+use crate::{
+    failure::Failure,
+    operator::Source,
+    store::{Buckets, key_path, pieces, split_url},
+};
 
 /// A file of a source, as it was listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,9 +36,16 @@ pub struct SourceFile {
     pub source: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Its state: an etag, or on a local disk the digest of its content.
+    /// Its state: an etag (where a server gives none, the time of its last change), or on a local disk the digest of its
+    /// content.
     pub version: String,
 }
+
+/// Bytes of a local file that are read at once.
+const LOCAL_PIECE: usize = 1 << 20;
+
+/// Before the time of an object's last change, where its server gives no etag.
+const MODIFIED: &str = "modified ";
 
 /// A file that changed less than this ago may change again within one tick of the file system's clock.
 const YOUNG: Duration = Duration::from_secs(2);
@@ -66,27 +78,90 @@ impl SourceFile {
     ///
     /// # Errors
     /// When it isn't any more what was listed, or can't be read.
-    pub async fn read(&self) -> Result<Bytes, Failure> {
-        let changed = || {
-            Failure::external(format!("`{}` changed while it was being read", self.source))
-                .hint("run again once nobody writes to it any more")
-        };
-        if self.url.contains("://") {
-            let (store, path) = bucket(&self.url)?;
-            let options = GetOptions { if_match: Some(self.version.clone()), ..GetOptions::default() };
-            return match store.get_opts(&path, options).await {
-                Ok(found) => Ok(found.bytes().await?),
-                Err(object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. }) => Err(changed()),
-                Err(error) => Err(error.into()),
-            };
+    pub async fn read(&self, buckets: &Buckets) -> Result<Bytes, Failure> {
+        if self.is_remote() {
+            let pieces: Vec<Bytes> = self.stream(buckets).try_collect().await?;
+            return Ok(match <[Bytes; 1]>::try_from(pieces) {
+                Ok([whole]) => whole,
+                Err(pieces) => pieces.concat().into(),
+            });
         }
-        let content = tokio::fs::read(&self.url)
-            .await
-            .map_err(|error| Failure::external(format!("`{}` can't be read: {error}", self.source)))?;
+        let content = tokio::fs::read(&self.url).await.map_err(|error| self.unreadable(&error))?;
         if content_version(&content) != self.version {
-            return Err(changed());
+            return Err(self.changed());
         }
         Ok(content.into())
+    }
+
+    /// Its content in pieces of some MiB, for files that needn't be in memory whole.
+    ///
+    /// An error ends the stream: the file isn't any more what was listed, or can't be read. That a local file has changed may
+    /// show only after its last piece, so what was made of the pieces counts only when the stream has ended well.
+    pub fn stream(&self, buckets: &Buckets) -> BoxStream<'static, Result<Bytes, Failure>> {
+        if self.is_remote() { self.stream_object(buckets) } else { self.stream_local() }
+    }
+
+    fn stream_object(&self, buckets: &Buckets) -> BoxStream<'static, Result<Bytes, Failure>> {
+        // What is empty may be the mark of a folder, which can't be read.
+        if self.size == 0 {
+            return futures::stream::empty().boxed();
+        }
+        let opened = split_url(&self.url).and_then(|(bucket, key)| Ok((buckets.open(bucket)?, key_path(key)?)));
+        let (objects, path) = match opened {
+            Ok(opened) => opened,
+            Err(failure) => return futures::stream::once(async move { Err(failure) }).boxed(),
+        };
+        let file = self.clone();
+        pieces(objects, path, self.size)
+            .map(move |piece| match piece {
+                Ok((_, meta)) if meta.size != file.size || !file.is_at(&meta) => Err(file.changed()),
+                Ok((piece, _)) => Ok(piece),
+                Err(object_store::Error::NotFound { .. }) => Err(file.changed()),
+                Err(error) => Err(error.into()),
+            })
+            .boxed()
+    }
+
+    fn stream_local(&self) -> BoxStream<'static, Result<Bytes, Failure>> {
+        let state = (self.clone(), None::<tokio::fs::File>, blake3::Hasher::new());
+        futures::stream::try_unfold(state, |(file, open, mut hasher)| async move {
+            let mut open = match open {
+                Some(open) => open,
+                None => tokio::fs::File::open(&file.url).await.map_err(|error| file.unreadable(&error))?,
+            };
+            let mut piece = Vec::with_capacity(LOCAL_PIECE);
+            (&mut open).take(LOCAL_PIECE as u64).read_to_end(&mut piece).await.map_err(|error| file.unreadable(&error))?;
+            if piece.is_empty() {
+                let version = format!("blake3:{}", hasher.finalize().to_hex());
+                return if version == file.version { Ok(None) } else { Err(file.changed()) };
+            }
+            hasher.update(&piece);
+            Ok(Some((Bytes::from(piece), (file, Some(open), hasher))))
+        })
+        .boxed()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.url.contains("://")
+    }
+
+    /// Whether an object is in the state in which it was listed.
+    fn is_at(&self, meta: &ObjectMeta) -> bool {
+        match self.version.strip_prefix(MODIFIED) {
+            // A header has no fraction of the second.
+            Some(listed) => chrono::DateTime::parse_from_rfc3339(listed)
+                .is_ok_and(|listed| listed.timestamp() == meta.last_modified.timestamp()),
+            None => meta.e_tag.as_deref().is_some_and(|etag| etag.trim_matches('"') == self.version.trim_matches('"')),
+        }
+    }
+
+    fn changed(&self) -> Failure {
+        Failure::external(format!("`{}` changed while it was being read", self.source))
+            .hint("run again once nobody writes to it any more")
+    }
+
+    fn unreadable(&self, error: &std::io::Error) -> Failure {
+        Failure::external(format!("`{}` can't be read: {error}", self.source))
     }
 
     /// What of it enters a key.
@@ -157,28 +232,25 @@ impl KnownFiles {
     }
 }
 
-fn bucket(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
-    let parsed = url::Url::parse(url).map_err(|error| Failure::data(format!("`{url}` is no URL: {error}")))?;
-    if parsed.scheme() != "s3" {
-        return Err(Failure::data(format!("can't read from a `{}://` URL", parsed.scheme()))
-            .hint("use a local path or `s3://bucket/path`"));
-    }
-    let store = object_store::aws::AmazonS3Builder::from_env().with_url(url).build()?;
-    let path = Path::from_url_path(parsed.path()).map_err(|error| Failure::data(error.to_string()))?;
-    Ok((Arc::new(store), path))
-}
-
 /// Lists the files of a source, sorted by path. `folder` is where the pipeline file is; under `cache` stands what local files
 /// were found to hold.
 ///
 /// # Errors
 /// When a path matches nothing, the same relative path comes from two places, or a place can't be listed.
-pub(crate) async fn list(source: &Source, folder: &FilePath, cache: &FilePath) -> Result<Vec<SourceFile>, Failure> {
+pub(crate) async fn list(
+    source: &Source,
+    folder: &FilePath,
+    cache: &FilePath,
+    buckets: &Buckets,
+) -> Result<Vec<SourceFile>, Failure> {
     let exclude: Vec<GlobMatcher> = source.exclude.iter().map(|glob| matcher(glob)).collect::<Result<_, _>>()?;
     let mut files: Vec<SourceFile> = Vec::new();
     for written in &source.paths {
-        let found =
-            if written.contains("://") { list_bucket(written).await? } else { list_local_apart(written, folder, cache).await? };
+        let found = if written.contains("://") {
+            list_bucket(written, buckets).await?
+        } else {
+            list_local_apart(written, folder, cache).await?
+        };
         let before = files.len();
         files.extend(found.into_iter().filter(|file| !exclude.iter().any(|glob| glob.is_match(&file.path))));
         if files.len() == before {
@@ -271,23 +343,44 @@ fn list_local(written: &str, folder: &FilePath, cache: &FilePath) -> Result<Vec<
     Ok(files)
 }
 
-async fn list_bucket(written: &str) -> Result<Vec<SourceFile>, Failure> {
-    let (fixed, glob) = fixed_part(written);
-    let glob = matcher(glob)?;
-    let (store, prefix) = bucket(fixed)?;
-    let found: Vec<_> = store.list(Some(&prefix)).try_collect().await?;
-    let root = url::Url::parse(fixed).map_err(|error| Failure::data(error.to_string()))?;
+async fn list_bucket(written: &str, buckets: &Buckets) -> Result<Vec<SourceFile>, Failure> {
+    let (bucket, key) = split_url(written)?;
+    let (fixed, wild) = fixed_part(key);
+    if wild.is_empty() {
+        return Ok(Vec::new());
+    }
+    let glob = matcher(wild)?;
+    let objects = buckets.open(bucket)?;
+    let prefix = key_path(fixed)?;
+    let found: Vec<ObjectMeta> = if !wild.contains(['*', '?', '[', '{', '\\']) {
+        match objects.head(&key_path(key)?).await {
+            Ok(meta) => vec![meta],
+            Err(object_store::Error::NotFound { .. }) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        }
+    } else if wild.contains('/') || wild.contains("**") {
+        objects.list(Some(&prefix)).try_collect().await?
+    } else {
+        objects.list_with_delimiter(Some(&prefix)).await?.objects
+    };
+    // Some programs mark a folder by an empty object of its name.
+    let folders: HashSet<&str> = found
+        .iter()
+        .flat_map(|meta| meta.location.as_ref().match_indices('/').map(|(at, _)| &meta.location.as_ref()[..at]))
+        .collect();
     let mut files = Vec::new();
-    for meta in found {
+    for meta in &found {
+        let key = meta.location.as_ref();
         let Some(relative) = meta.location.prefix_match(&prefix) else { continue };
         let relative = relative.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/");
-        if glob.is_match(&relative) {
+        let is_mark = meta.size == 0 && folders.contains(key);
+        if glob.is_match(&relative) && !is_mark {
             files.push(SourceFile {
-                url: format!("s3://{}/{}", root.host_str().unwrap_or_default(), meta.location),
+                url: format!("s3://{bucket}/{key}"),
                 path: relative,
-                source: meta.location.to_string(),
+                source: key.to_owned(),
                 size: meta.size,
-                version: meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339()),
+                version: meta.e_tag.clone().unwrap_or_else(|| format!("{MODIFIED}{}", meta.last_modified.to_rfc3339())),
             });
         }
     }
@@ -379,11 +472,54 @@ mod tests {
         let file = folder.path().join("a.txt");
         std::fs::write(&file, "one").expect("written");
         let source = Source { paths: vec!["*.txt".into()], exclude: vec![] };
-        let files = list(&source, folder.path(), cache.path()).await.expect("listed");
-        assert_eq!(files[0].read().await.expect("unchanged"), "one");
+        let buckets = Buckets::default();
+        let files = list(&source, folder.path(), cache.path(), &buckets).await.expect("listed");
+        assert_eq!(files[0].read(&buckets).await.expect("unchanged"), "one");
+        assert_eq!(files[0].stream(&buckets).try_collect::<Vec<_>>().await.expect("unchanged"), ["one"]);
         std::fs::write(&file, "two").expect("written");
-        assert!(files[0].read().await.expect_err("changed").message.contains("changed while"));
+        assert!(files[0].read(&buckets).await.expect_err("changed").message.contains("changed while"));
+        let streamed = files[0].stream(&buckets).try_collect::<Vec<_>>().await;
+        assert!(streamed.expect_err("changed").message.contains("changed while"));
         let none = Source { paths: vec!["*.md".into()], exclude: vec![] };
-        assert!(list(&none, folder.path(), cache.path()).await.expect_err("nothing there").message.contains("matches no file"));
+        let failure = list(&none, folder.path(), cache.path(), &buckets).await.expect_err("nothing there");
+        assert!(failure.message.contains("matches no file"));
+    }
+
+    #[tokio::test]
+    async fn a_large_file_streams_in_pieces() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let content: Vec<u8> = (0..2 * LOCAL_PIECE + 5).map(|n| (n % 253) as u8).collect();
+        std::fs::write(folder.path().join("a.bin"), &content).expect("written");
+        let source = Source { paths: vec!["a.bin".into()], exclude: vec![] };
+        let buckets = Buckets::default();
+        let files = list(&source, folder.path(), folder.path(), &buckets).await.expect("listed");
+        let pieces: Vec<Bytes> = files[0].stream(&buckets).try_collect().await.expect("streamed");
+        assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [LOCAL_PIECE, LOCAL_PIECE, 5]);
+        assert!(pieces.concat() == content);
+    }
+
+    #[test]
+    fn an_object_is_compared_by_its_etag_or_its_time() {
+        let at = |version: &str| SourceFile {
+            url: "s3://b/a".into(),
+            path: "a".into(),
+            source: "a".into(),
+            size: 1,
+            version: version.into(),
+        };
+        let listed = chrono::DateTime::parse_from_rfc3339("2026-01-02T03:04:05.678Z").expect("a time").to_utc();
+        let meta = |etag: Option<&str>, later: i64| ObjectMeta {
+            location: object_store::path::Path::from("a"),
+            last_modified: chrono::DateTime::from_timestamp(listed.timestamp() + later, 0).expect("a time"),
+            size: 1,
+            e_tag: etag.map(str::to_owned),
+            version: None,
+        };
+        assert!(at("\"x\"").is_at(&meta(Some("\"x\""), 0)));
+        assert!(!at("\"x\"").is_at(&meta(Some("\"y\""), 0)));
+        assert!(!at("\"x\"").is_at(&meta(None, 0)));
+        let by_time = format!("{MODIFIED}{}", listed.to_rfc3339());
+        assert!(at(&by_time).is_at(&meta(None, 0)));
+        assert!(!at(&by_time).is_at(&meta(None, 1)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Component, PathBuf},
+    path::{Component, Path as FilePath, PathBuf},
     sync::Arc,
 };
 
@@ -28,7 +28,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use super::{context::Environment, session};
 use crate::{
     failure::Failure,
-    store::{Part, Store, TableManifest},
+    store::{Blob, BlobCache, Part, Store, TableManifest},
 };
 
 /// Under which URL the store is known to DataFusion.
@@ -38,7 +38,7 @@ pub(crate) const STORE_URL: &str = "ingrain://store/";
 #[derive(Debug, Clone)]
 pub struct Table {
     store: Store,
-    cache: PathBuf,
+    blobs: Arc<BlobCache>,
     schema: SchemaRef,
     manifest: Arc<TableManifest>,
 }
@@ -46,7 +46,7 @@ pub struct Table {
 impl Table {
     /// The table that `manifest` names. `schema` is what it was bound with.
     pub fn new(environment: &Environment, schema: SchemaRef, manifest: TableManifest) -> Self {
-        Self { store: environment.store.clone(), cache: environment.cache.clone(), schema, manifest: Arc::new(manifest) }
+        Self { store: environment.store.clone(), blobs: environment.blobs.clone(), schema, manifest: Arc::new(manifest) }
     }
 
     /// Its columns.
@@ -103,60 +103,82 @@ impl Table {
             let names: Vec<_> = self.manifest.blobs.iter().map(|blob| format!("`{}`", blob.name)).collect();
             Failure::data(format!("no file `{name}` in this artifact, which has {}", names.join(", ")))
         })?;
-        let content = self.store.read(&Path::from(blob.path.as_str())).await?;
-        match content {
+        let path = Path::from(blob.path.as_str());
+        if self.store.local_path(&path).is_none() {
+            return self.blobs.content(&self.store, blob).await;
+        }
+        match self.store.read(&path).await? {
             Some(content) if blake3::hash(&content).to_hex().as_str() == blob.digest => Ok(content),
-            Some(_) => Err(Failure::external(format!("`{}` doesn't hold what its manifest says", blob.path))
-                .hint("run with `--force` for the stage that made it")),
-            None => Err(Failure::external(format!("`{}` is missing", blob.path)).hint("run again: it is made anew")),
+            Some(_) => Err(not_as_listed(blob)),
+            None => Err(missing(blob)),
         }
     }
 
-    /// The blobs `name/...`, materialised in a local folder that other runs share: don't write there.
+    /// The blobs `name/...` as a local folder, which lasts as long as the run's environment. Others may share its files: don't
+    /// write there.
     ///
     /// # Errors
     /// When there are none, or one isn't what the manifest says.
     pub async fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
         let prefix = format!("{name}/");
-        let blobs: Vec<_> = self.manifest.blobs.iter().filter(|blob| blob.name.starts_with(&prefix)).collect();
-        if blobs.is_empty() {
-            return Err(Failure::data(format!("no folder `{name}` in this artifact")));
-        }
+        let mut blobs: Vec<(PathBuf, &Blob)> = Vec::new();
         let mut hasher = blake3::Hasher::new();
-        for blob in &blobs {
-            hasher.update(blob.name.as_bytes()).update(&[0]).update(blob.digest.as_bytes());
-        }
-        let folder = self.cache.join("blobs").join(hasher.finalize().to_hex().as_str());
-        let size = |name: &str| std::fs::metadata(folder.join(&name[prefix.len()..])).map(|file| file.len()).ok();
-        if folder.is_dir() {
-            if blobs.iter().all(|blob| size(&blob.name) == Some(blob.bytes)) {
-                return Ok(folder);
-            }
-            // What a power cut left of it.
-            std::fs::remove_dir_all(&folder)?;
-        }
-        let parent = self.cache.join("blobs");
-        std::fs::create_dir_all(&parent)?;
-        let staging = tempfile::Builder::new().prefix(".staging").tempdir_in(&parent)?;
-        for blob in blobs {
-            let relative = std::path::Path::new(&blob.name[prefix.len()..]);
+        for blob in &self.manifest.blobs {
+            let Some(relative) = blob.name.strip_prefix(&prefix) else { continue };
+            let relative = PathBuf::from(relative);
             if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
                 return Err(Failure::data(format!("the blob name `{}` leaves its folder", blob.name)));
             }
-            let file = staging.path().join(relative);
-            if let Some(parent) = file.parent() {
-                std::fs::create_dir_all(parent)?;
+            hasher.update(blob.name.as_bytes()).update(&[0]).update(blob.digest.as_bytes());
+            blobs.push((relative, blob));
+        }
+        if blobs.is_empty() {
+            return Err(Failure::data(format!("no folder `{name}` in this artifact")));
+        }
+        match self.local_folder(&blobs) {
+            Some(folder) => {
+                for (relative, blob) in blobs {
+                    check_file(folder.join(relative), blob).await?;
+                }
+                Ok(folder)
             }
-            std::fs::write(&file, self.blob(&blob.name).await?)?;
-            std::fs::File::open(&file)?.sync_all()?;
+            None => self.blobs.folder(&self.store, hasher.finalize().to_hex().as_str(), &blobs).await,
         }
-        match std::fs::rename(staging.path(), &folder) {
-            Ok(()) => {}
-            Err(_) if folder.is_dir() => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(folder)
     }
+
+    /// The folder in which the blobs lie already under their names: that of the store, if it is local.
+    fn local_folder(&self, blobs: &[(PathBuf, &Blob)]) -> Option<PathBuf> {
+        let place = |blob: &Blob| self.store.local_path(&Path::from(blob.path.as_str()));
+        let (relative, blob) = blobs.first()?;
+        let first = place(blob)?;
+        let folder = first.ancestors().nth(relative.components().count())?.to_owned();
+        blobs.iter().all(|(relative, blob)| place(blob) == Some(folder.join(relative))).then_some(folder)
+    }
+}
+
+/// Reads a blob's file from end to end, on a thread of its own: weights take a while.
+async fn check_file(file: PathBuf, blob: &Blob) -> Result<(), Failure> {
+    let digest = move |file: &FilePath| -> std::io::Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(std::fs::File::open(file)?)?;
+        Ok(hasher.finalize())
+    };
+    let found = tokio::task::spawn_blocking(move || digest(&file)).await;
+    match found.map_err(|error| Failure::bug(format!("reading a blob ended: {error}")))? {
+        Ok(digest) if digest.to_hex().as_str() == blob.digest => Ok(()),
+        Ok(_) => Err(not_as_listed(blob)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(missing(blob)),
+        Err(error) => Err(Failure::external(format!("`{}` can't be read: {error}", blob.path))),
+    }
+}
+
+fn not_as_listed(blob: &Blob) -> Failure {
+    Failure::external(format!("`{}` doesn't hold what its manifest says", blob.path))
+        .hint("run with `--force` for the stage that made it")
+}
+
+fn missing(blob: &Blob) -> Failure {
+    Failure::external(format!("`{}` is missing", blob.path)).hint("run again: it is made anew")
 }
 
 /// Parts are a few MiB of content: one is fetched whole, then decoded batch by batch.

@@ -77,15 +77,13 @@ impl TaskOutputs {
             let Some(file_name) = file.file_name().and_then(|name| name.to_str()) else {
                 return Err(Failure::bug(format!("a blob's name isn't UTF-8: {}", file.display())));
             };
-            let content = tokio::fs::read(&file).await?;
-            let content_digest = blake3::hash(&content).to_hex().to_string();
+            // As it comes back from a listing: a name's special characters escaped.
+            let path = Path::from(format!("{}/{}-{output}/{name}/{file_name}", self.folder, self.attempt));
+            let (bytes, content_digest) = self.store.upload(&path, &file).await?;
             digest.update(file_name.as_bytes()).update(&[0]).update(content_digest.as_bytes());
-            let path = format!("{}/{}-{output}/{name}/{file_name}", self.folder, self.attempt);
-            let bytes = content.len() as u64;
-            self.store.write(&Path::from(path.as_str()), content.into()).await?;
             self.blobs.entry(output.to_owned()).or_default().push(Blob {
                 name: format!("{name}/{file_name}"),
-                path,
+                path: path.to_string(),
                 bytes,
                 digest: content_digest,
             });

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     failure::Failure,
     operator::Registry,
-    store::{PartitionRecord, Store},
+    store::{Buckets, PartitionRecord, Store},
 };
 
 /// The hidden subcommand that serves one task.
@@ -28,7 +28,10 @@ const COMMAND: &str = "worker";
 struct Job {
     work: TaskWork,
     store: String,
+    /// As written: secrets are references, which the child reads for itself.
+    buckets: std::collections::BTreeMap<String, Value>,
     cache: std::path::PathBuf,
+    cache_limit: u64,
     models: std::collections::BTreeMap<String, Value>,
     device: String,
     memory: usize,
@@ -59,7 +62,9 @@ pub(crate) async fn run_in_child(
     let job = Job {
         work,
         store: location,
+        buckets: settings.buckets.written().clone(),
         cache: settings.cache.clone(),
+        cache_limit: settings.cache_limit,
         models: settings.models.clone(),
         device: settings.device.clone(),
         memory: settings.memory,
@@ -137,9 +142,12 @@ pub fn serve_worker(registry: Registry) -> Result<(), Failure> {
 }
 
 async fn serve(job: Job, registry: Registry) -> Result<PartitionRecord, Failure> {
+    let buckets = Buckets::new(job.buckets)?;
     let settings = Settings {
-        store: Store::open(&job.store).await?,
+        store: Store::existing(&job.store, &buckets).await?,
+        buckets,
         cache: job.cache,
+        cache_limit: job.cache_limit,
         registry,
         models: job.models,
         device: job.device,

@@ -13,7 +13,8 @@ impl Credential {
     /// Says where it belongs, and repeats nothing of it.
     pub(super) fn diagnostic(self, span: Span) -> Diagnostic {
         let help = if self.is_s3 {
-            "credentials of a bucket come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`)"
+            "credentials of a bucket come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`), or from its entry under \
+             `s3:` as `${secret:NAME}`"
         } else {
             "keep it in the environment: `${secret:NAME}` in a field for secrets, such as a model's `api_key`; \
              `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` for buckets"

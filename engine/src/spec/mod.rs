@@ -44,6 +44,8 @@ pub struct Spec {
     pub seed: u64,
     /// Entries of `models`, also those that are refused.
     pub models: BTreeMap<String, Value>,
+    /// Entries of `s3`, also those that are refused: how buckets are reached. Secrets are references.
+    pub buckets: BTreeMap<String, Value>,
     /// The stages, in the order of the file.
     pub stages: Vec<StageSpec>,
     /// The file with its values put in, for places.

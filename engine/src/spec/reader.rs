@@ -20,7 +20,7 @@ use crate::{
 /// The share of rows that has to be accepted where a stage says nothing.
 const MIN_YIELD: f64 = 0.5;
 /// Keys that the design names but that nothing reads.
-const PLANNED_KEYS: [&str; 2] = ["budget", "s3"];
+const PLANNED_KEYS: [&str; 1] = ["budget"];
 const MATRIX: &str = "matrix";
 
 /// Reads the pipeline in `root`. Places in `broken` have been reported.
@@ -90,6 +90,7 @@ impl Reader<'_> {
         let Kind::Mapping(entries) = root.kind else { return root };
         let model_schema = std::mem::take(&mut self.model_schema);
         let model = Field::Schema(Parts::of(&model_schema));
+        let bucket_schema = schema::buckets();
         let mut out = Vec::with_capacity(entries.len());
         for entry in entries {
             let span = entry.value.span;
@@ -106,6 +107,7 @@ impl Reader<'_> {
                     let put = |entry: Entry| Entry { value: self.put_values_in_stage(entry.value), ..entry };
                     Node { span, kind: Kind::Mapping(stages.into_iter().map(put).collect()) }
                 }
+                ("s3", kind) => self.values.substitute(Node { span, kind }, &Field::Schema(Parts::of(&bucket_schema))),
                 (_, kind) => self.values.substitute(Node { span, kind }, &Field::Plain),
             };
             out.push(Entry { value, ..entry });
@@ -136,6 +138,7 @@ impl Reader<'_> {
             self.diagnostics.extend(violations(&validator, &schema, &root, &owner, &self.values.broken));
         }
         let models = self.models(&root);
+        let buckets = self.buckets(&root);
         let stages = root.get("stages").map_or(&[][..], |stages| stages.value.entries());
         let stages = stages.iter().map(|entry| self.stage(entry)).collect();
         let text = |key: &str| root.get(key).and_then(|entry| entry.value.as_str()).map(str::to_owned);
@@ -145,9 +148,38 @@ impl Reader<'_> {
             store: text("store"),
             seed: root.get("seed").and_then(|entry| entry.value.to_json().as_u64()).unwrap_or(0),
             models,
+            buckets,
             stages,
             root,
         }
+    }
+
+    fn buckets(&mut self, root: &Node) -> BTreeMap<String, Value> {
+        let entries = root.get("s3").map_or(&[][..], |buckets| buckets.value.entries());
+        for bucket in entries {
+            // What couldn't be found out is null, and has been reported.
+            let is_given =
+                |entry: &&Entry| !matches!(entry.value.kind, Kind::Null) || self.values.broken.contains(&entry.value.span);
+            let given = |key: &str| bucket.value.get(key).filter(is_given);
+            let (key_id, key) = (given("key_id"), given("key"));
+            let name = &bucket.key;
+            let lacking = match (key_id, key) {
+                (Some(key_id), None) => Some((key_id, "key")),
+                (None, Some(key)) => Some((key, "key_id")),
+                (None, None) => given("session_token").map(|token| (token, "key_id")),
+                (Some(_), Some(_)) => None,
+            };
+            if let Some((has, lacks)) = lacking {
+                let message = format!("`s3.{name}` has `{}` and no `{lacks}`", has.key);
+                self.diagnostics.push(Diagnostic::at(has.key_span, message).help("`key_id` and `key` go together"));
+            }
+            let anonymous = given("anonymous").filter(|entry| matches!(entry.value.kind, Kind::Bool(true)));
+            if let (Some(anonymous), Some(_)) = (anonymous, key_id.or(key)) {
+                let message = format!("`s3.{name}` is `anonymous` and has credentials");
+                self.diagnostics.push(Diagnostic::at(anonymous.key_span, message).help("give one of them"));
+            }
+        }
+        entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect()
     }
 
     fn models(&mut self, root: &Node) -> BTreeMap<String, Value> {

@@ -148,11 +148,43 @@ pub(super) fn top_level() -> Value {
                 "description": "Where everything that draws starts from.",
             },
             "vars": { "type": ["object", "null"], "description": "Values for `${vars.NAME}`; `--set vars.NAME=VALUE` replaces one." },
+            "s3": buckets(),
             "models": { "type": ["object", "null"], "description": "Everything that answers or embeds; stages name one as teacher, judge, reader or embedder." },
             "stages": { "type": "object", "minProperties": 1, "description": "The vertices of the pipeline, by name." },
         },
         "required": ["pipeline", "stages"],
         "additionalProperties": false,
+    })
+}
+
+/// The schema of `s3`: buckets by name.
+pub(super) fn buckets() -> Value {
+    let secret = |what: &str| json!({ "type": ["string", "null"], "format": "secret", "description": what });
+    json!({
+        "type": ["object", "null"],
+        "description": "Buckets that aren't reached as the AWS environment variables say, by name.",
+        "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$" },
+        "additionalProperties": {
+            "type": "object",
+            "description": "How a bucket is reached. What is left out comes from the environment; an entry with credentials of its own takes nothing from there.",
+            "properties": {
+                "endpoint": {
+                    "type": ["string", "null"],
+                    "pattern": "^https?://[^/?#]+/?$",
+                    "description": "The server's address, such as `http://minio:9000`. Left out: AWS.",
+                },
+                "region": { "type": ["string", "null"], "minLength": 1, "description": "The bucket's region." },
+                "key_id": secret("The id of the access key, as `${secret:NAME}`."),
+                "key": secret("The secret key, as `${secret:NAME}`."),
+                "session_token": secret("The token that belongs to a temporary key, as `${secret:NAME}`."),
+                "path_style": {
+                    "type": ["boolean", "null"],
+                    "description": "Whether the bucket stands in the path of a URL rather than in its host. Left out: yes with an `endpoint`.",
+                },
+                "anonymous": { "type": "boolean", "default": false, "description": "Whether requests aren't signed: for public buckets." },
+            },
+            "additionalProperties": false,
+        },
     })
 }
 

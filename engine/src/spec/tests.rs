@@ -293,6 +293,8 @@ models:
     openai: { base_url: "${env:URL}", model: "m", api_key: "${secret:KEY}", headers: { a: plain, b: "${secret:B}" } }
     max_in_flight: 256
   offline: { offline: {} }
+s3:
+  public: { region: "${env:NUMBER}", anonymous: true }
 stages:
   units: { op: chunk, from: { documents: documents, tokenizer: base.tokenizer }, max_tokens: "${vars.tokens}", weights: "${vars.both}" }
   student:
@@ -318,6 +320,7 @@ fn reads_a_pipeline() {
     let spec = spec.unwrap();
     assert_eq!((spec.pipeline.as_str(), spec.seed), ("hand-book_1", 7));
     assert_eq!(spec.store.as_deref(), Some("s3://team/ingrain"));
+    assert_eq!(spec.buckets["public"], json!({ "region": "12", "anonymous": true }));
     assert_eq!(spec.models["llama"]["openai"]["base_url"], json!("http://teacher/v1"));
     assert_eq!(spec.models["llama"]["openai"]["api_key"], json!("${secret:KEY}"));
     assert_eq!(spec.stages.iter().map(|stage| stage.name.as_str()).collect::<Vec<_>>(), ["units", "student", "twin"]);
@@ -378,10 +381,39 @@ fn top_level() {
         ],
     );
     expect(
-        "pipeline: p\nbudget: { usd: 25 }\ns3: { a: { key: \"${secret:K}\" } }\nstages:\n  a: { op: even, number: \
-         \"${matrix.n}\", matrix: { n: [2] } }\n  b: { op: even, number: 2 }\n",
-        &[("`budget` is not built yet", "budget"), ("`s3` is not built yet", "s3"), ("`matrix` is not built yet", "matrix")],
+        "pipeline: p\nbudget: { usd: 25 }\nstages:\n  a: { op: even, number: \"${matrix.n}\", matrix: { n: [2] } }\n  \
+         b: { op: even, number: 2 }\n",
+        &[("`budget` is not built yet", "budget"), ("`matrix` is not built yet", "matrix")],
     );
+}
+
+#[test]
+fn buckets() {
+    let at = |entry: &str| format!("pipeline: p\ns3:\n  corpora: {entry}\nstages:\n  a: {{ op: even, number: 2 }}\n");
+    let (spec, diagnostics) = read_with(
+        &at(
+            "{ endpoint: \"http://minio:9000\", region: eu-west-1, key_id: \"${secret:ID}\", key: \"${secret:KEY}\", path_style: true }",
+        ),
+        &[],
+    );
+    assert_eq!(diagnostics.render(false, 100), "");
+    let spec = spec.unwrap();
+    assert_eq!(spec.buckets["corpora"]["endpoint"], json!("http://minio:9000"));
+    assert_eq!(spec.buckets["corpora"]["key"], json!("${secret:KEY}"));
+    expect(&at("{ regin: x }"), &[("unknown key `regin` in `s3.corpora`", "regin")]);
+    expect(
+        &at("{ endpoint: minio:9000 }"),
+        &[("`s3.corpora.endpoint`: `minio:9000` does not have the right form", "minio:9000")],
+    );
+    expect(&at("{ key_id: AKIA, key: \"${secret:K}\" }"), &[("a secret must not stand in a pipeline file", "AKIA")]);
+    expect(&at("{ region: \"${secret:K}\" }"), &[("a secret can't stand here", "${secret:K}")]);
+    expect(&at("{ key: \"${secret:K}\" }"), &[("`s3.corpora` has `key` and no `key_id`", "key")]);
+    expect(&at("{ key_id: \"${secret:K}\" }"), &[("`s3.corpora` has `key_id` and no `key`", "key_id")]);
+    expect(
+        &at("{ anonymous: true, key_id: \"${secret:I}\", key: \"${secret:K}\" }"),
+        &[("`s3.corpora` is `anonymous` and has credentials", "anonymous")],
+    );
+    expect(&at("3"), &[("`s3.corpora`: expected a mapping, found a number", "3")]);
 }
 
 #[test]

@@ -209,10 +209,10 @@ impl Store {
                 }
                 continue;
             }
-            let found: std::collections::HashMap<String, u64> =
-                self.list(&folder).await?.into_iter().map(|meta| (meta.location.to_string(), meta.size)).collect();
+            let found: std::collections::HashMap<Path, u64> =
+                self.list(&folder).await?.into_iter().map(|meta| (meta.location, meta.size)).collect();
             for (path, bytes) in files {
-                let size = found.get(path).copied();
+                let size = found.get(&Path::from(path)).copied();
                 if size != Some(bytes) {
                     return Ok(Some(missing(path, bytes, size)));
                 }

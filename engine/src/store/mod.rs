@@ -1,16 +1,36 @@
 //! The store: one `object_store` behind a root, with the few verbs that commits need.
 
+mod bucket;
+mod cache;
 mod manifest;
+mod probe;
+mod refusal;
+mod transfer;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::{Path as FilePath, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{
-    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path, prefix::PrefixStore,
+    Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, memory::InMemory, path::Path,
+    prefix::PrefixStore,
 };
 
-pub use self::manifest::{Action, Blob, Column, Manifest, Part, PartitionRecord, TableManifest};
+pub use self::{
+    bucket::Buckets,
+    manifest::{Action, Blob, Column, Manifest, Part, PartitionRecord, TableManifest},
+    probe::{Check, Verdict, probe},
+};
+pub(crate) use self::{
+    bucket::{path as key_path, split as split_url},
+    cache::BlobCache,
+    transfer::pieces,
+};
 use crate::failure::Failure;
 
 /// The format of what lies on a store. A store with a newer one is refused.
@@ -22,6 +42,9 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     location: String,
     local: Option<PathBuf>,
+    is_there: bool,
+    /// Local folders whose own entries are on the disk.
+    durable: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -31,60 +54,87 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store at a local path or at an `s3://bucket/prefix` URL, whose endpoint, region and credentials come from
-    /// the usual AWS environment variables. A local folder is made if need be.
+    /// Opens the store at a local path or at an `s3://bucket/prefix` URL for writing. What isn't there is made: a local
+    /// folder, and the file that says that this is a store.
     ///
     /// # Errors
-    /// When the place can't be used as a store: it is a file, can't be written, or was written in a newer format.
-    pub async fn open(location: &str) -> Result<Self, Failure> {
-        let store = match location.split_once("://") {
-            None => Self::local(location)?,
-            Some(("s3", _)) => Self::bucket(location)?,
-            Some((scheme, _)) => {
-                return Err(Failure::data(format!("a store can't be at a `{scheme}://` URL"))
-                    .hint("use a local folder or `s3://bucket/prefix`"));
-            }
+    /// When the place can't be used as a store: it is a file, can't be written, was written in a newer format, or its server
+    /// doesn't refuse to put an object that is there already.
+    pub async fn open(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
+        if !location.contains("://") {
+            make_folder(location)?;
+        }
+        let store = Self::at(location, buckets)?;
+        let format = Path::from("format.json");
+        let ours = Bytes::from(serde_json::json!({ "format": FORMAT }).to_string());
+        let found = match store.read(&format).await? {
+            None => store.create(&format, ours.clone()).await?,
+            found => found,
         };
-        store.check_format().await?;
-        Ok(store)
+        if let Some(found) = found {
+            store.check_format(&found)?;
+        }
+        // A server that ignores the condition writes the same bytes again, and is found out.
+        if store.local.is_none() && !store.refuses(&format, ours).await? {
+            return Err(Failure::external(format!(
+                "the server of the store `{}` overwrites objects that it was asked to leave alone: two runs at once would overwrite \
+                 each other's work",
+                store.location
+            ))
+            .hint(refusal::NO_CONDITIONAL_PUT));
+        }
+        Ok(Self { is_there: true, ..store })
+    }
+
+    /// Opens the store at `location` for looking at it: nothing is written, and nothing need be there. What isn't there is
+    /// an empty store, of which [`Self::is_there`] says so.
+    ///
+    /// # Errors
+    /// When the place is a file, can't be read, or was written in a newer format.
+    pub async fn existing(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
+        if !location.contains("://") && !FilePath::new(location).exists() {
+            let objects = Arc::new(InMemory::new());
+            return Ok(Self { objects, location: location.to_owned(), local: None, is_there: false, durable: Arc::default() });
+        }
+        let store = Self::at(location, buckets)?;
+        let found = store.read(&Path::from("format.json")).await?;
+        if let Some(found) = &found {
+            store.check_format(found)?;
+        }
+        Ok(Self { is_there: found.is_some(), ..store })
+    }
+
+    /// The place, whatever is there.
+    fn at(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
+        match location.split_once("://") {
+            None => Self::local(location),
+            Some(("s3", _)) => Self::bucket(location, buckets),
+            Some((scheme, _)) => Err(Failure::data(format!("a store can't be at a `{scheme}://` URL"))
+                .hint("use a local folder or `s3://bucket/prefix`")),
+        }
     }
 
     fn local(location: &str) -> Result<Self, Failure> {
-        let wrong = |error: std::io::Error| {
-            let path = std::path::Path::new(location);
-            if path.is_file() {
-                Failure::data(format!("the store `{location}` is a file")).hint("name a folder; it is made if it isn't there")
-            } else {
-                Failure::external(format!("the store `{location}` can't be written: {error}"))
-                    .hint("choose another place with `--store` or `store:`, or mend its permissions")
-            }
-        };
-        std::fs::create_dir_all(location).map_err(wrong)?;
-        let root = std::fs::canonicalize(location).map_err(wrong)?;
-        tempfile::Builder::new().prefix(".writable").tempfile_in(&root).map_err(wrong)?;
-        let objects = LocalFileSystem::new_with_prefix(&root)?;
-        Ok(Self { objects: Arc::new(objects), location: location.to_owned(), local: Some(root) })
+        if FilePath::new(location).is_file() {
+            return Err(is_a_file(location));
+        }
+        let root = std::fs::canonicalize(location)
+            .map_err(|error| Failure::external(format!("the store `{location}` can't be read: {error}")))?;
+        let objects = Arc::new(LocalFileSystem::new_with_prefix(&root)?);
+        Ok(Self { objects, location: location.to_owned(), local: Some(root), is_there: true, durable: Arc::default() })
     }
 
-    fn bucket(location: &str) -> Result<Self, Failure> {
-        let url =
-            url::Url::parse(location).map_err(|error| Failure::data(format!("the store `{location}` is no URL: {error}")))?;
-        let objects = object_store::aws::AmazonS3Builder::from_env().with_url(location).build()?;
-        let objects: Arc<dyn ObjectStore> = match url.path().trim_matches('/') {
-            "" => Arc::new(objects),
-            prefix => Arc::new(PrefixStore::new(objects, prefix)),
-        };
-        Ok(Self { objects, location: location.to_owned(), local: None })
+    fn bucket(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
+        let location = location.trim_end_matches('/');
+        let (bucket, prefix) = split_url(location)?;
+        let objects = buckets.open(bucket)?;
+        let objects: Arc<dyn ObjectStore> =
+            if prefix.is_empty() { objects } else { Arc::new(PrefixStore::new(objects, key_path(prefix)?)) };
+        Ok(Self { objects, location: location.to_owned(), local: None, is_there: true, durable: Arc::default() })
     }
 
-    async fn check_format(&self) -> Result<(), Failure> {
-        let path = Path::from("format.json");
-        let ours = serde_json::json!({ "format": FORMAT });
-        let Some(found) = self.read(&path).await? else {
-            self.create(&path, Bytes::from(ours.to_string())).await?;
-            return Ok(());
-        };
-        let format = serde_json::from_slice::<serde_json::Value>(&found).ok().and_then(|found| found["format"].as_u64());
+    fn check_format(&self, found: &[u8]) -> Result<(), Failure> {
+        let format = serde_json::from_slice::<serde_json::Value>(found).ok().and_then(|found| found["format"].as_u64());
         match format {
             Some(format) if format <= u64::from(FORMAT) => Ok(()),
             Some(format) => Err(Failure::data(format!(
@@ -100,6 +150,11 @@ impl Store {
     /// Where the store is, as it was given.
     pub fn location(&self) -> &str {
         &self.location
+    }
+
+    /// Whether a run has made a store of this place.
+    pub fn is_there(&self) -> bool {
+        self.is_there
     }
 
     /// The objects below the store's root.
@@ -119,7 +174,7 @@ impl Store {
     pub async fn read(&self, path: &Path) -> Result<Option<Bytes>, Failure> {
         match self.objects.get(path).await {
             Ok(found) => Ok(Some(found.bytes().await?)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -129,8 +184,19 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn write(&self, path: &Path, content: Bytes) -> Result<(), Failure> {
-        self.objects.put(path, content.into()).await?;
+        transfer::put(&self.objects, path, content).await?;
         self.settle(path)
+    }
+
+    /// Copies a local file to an object under a name that nobody else uses, durably and in bounded memory. Gives its size and
+    /// the blake3 of its content, hex.
+    ///
+    /// # Errors
+    /// When the file can't be read or the store fails.
+    pub async fn upload(&self, path: &Path, file: &FilePath) -> Result<(u64, String), Failure> {
+        let sent = transfer::upload(&self.objects, path, file).await?;
+        self.settle(path)?;
+        Ok(sent)
     }
 
     /// Writes an object unless there is one, durably. Gives `None` if the object is now ours, else what lies there: the
@@ -139,17 +205,38 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn create(&self, path: &Path, content: Bytes) -> Result<Option<Bytes>, Failure> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.objects.put_opts(path, content.clone().into(), options).await {
-            Ok(_) => {
-                self.settle(path)?;
-                Ok(None)
+        let mut wait = Duration::from_millis(100);
+        for is_last in [false, false, false, false, true] {
+            match self.put_if_absent(path, content.clone()).await {
+                Ok(()) => {
+                    self.settle(path)?;
+                    return Ok(None);
+                }
+                Err(Error::AlreadyExists { .. }) => match self.read(path).await? {
+                    Some(found) if found == content => return Ok(None),
+                    Some(found) => return Ok(Some(found)),
+                    // A server also refuses while another put of the name is under way, and that one may come to nothing.
+                    None => {}
+                },
+                Err(error) if !is_last && refusal::is_unanswered(&error) => {}
+                Err(error) => return Err(error.into()),
             }
-            Err(object_store::Error::AlreadyExists { .. }) => match self.read(path).await? {
-                Some(found) if found == content => Ok(None),
-                Some(found) => Ok(Some(found)),
-                None => Err(Failure::external(format!("`{path}` was refused as already there, and isn't"))),
-            },
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+        Err(Failure::external(format!("`{path}` was refused as already there, and isn't")))
+    }
+
+    async fn put_if_absent(&self, path: &Path, content: Bytes) -> object_store::Result<()> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        self.objects.put_opts(path, content.into(), options).await.map(|_| ())
+    }
+
+    /// Whether the store refuses to put `content` where an object is.
+    async fn refuses(&self, path: &Path, content: Bytes) -> Result<bool, Failure> {
+        match self.put_if_absent(path, content).await {
+            Ok(()) => Ok(false),
+            Err(Error::AlreadyExists { .. }) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }
@@ -170,21 +257,106 @@ impl Store {
         let mut results = self.objects.delete_stream(futures::stream::iter(paths.into_iter().map(Ok)).boxed());
         while let Some(result) = results.next().await {
             match result {
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Ok(_) | Err(Error::NotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
-    /// `object_store` 0.13 doesn't fsync local files: a commit must not name what a power cut can take away.
+    /// `object_store` 0.13 doesn't fsync local files: a commit must not name what a power cut can take away. That holds for
+    /// the folders up to the root, too: one made just now is lost with its entry.
     fn settle(&self, path: &Path) -> Result<(), Failure> {
-        if let Some(file) = self.local_path(path) {
-            std::fs::File::open(&file)?.sync_all()?;
-            if let Some(folder) = file.parent() {
-                std::fs::File::open(folder)?.sync_all()?;
+        let (Some(file), Some(root)) = (self.local_path(path), &self.local) else { return Ok(()) };
+        std::fs::File::open(&file)?.sync_all()?;
+        let known = || self.durable.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut synced = Vec::new();
+        for folder in file.ancestors().skip(1) {
+            std::fs::File::open(folder)?.sync_all()?;
+            // Its entry stands in a folder that was synced after it was made.
+            let is_durable = known().contains(folder);
+            synced.push(folder.to_owned());
+            if is_durable || folder == root {
+                break;
             }
         }
+        known().extend(synced);
         Ok(())
+    }
+}
+
+/// Makes the folder of a local store, durably, and sees whether it can be written.
+fn make_folder(location: &str) -> Result<(), Failure> {
+    let folder = FilePath::new(location);
+    if folder.is_file() {
+        return Err(is_a_file(location));
+    }
+    let missing: Vec<&FilePath> =
+        folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
+    let make = || -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        for made in missing {
+            let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(FilePath::new("."));
+            std::fs::File::open(parent)?.sync_all()?;
+        }
+        tempfile::Builder::new().prefix(".writable").tempfile_in(folder)?;
+        Ok(())
+    };
+    make().map_err(|error| {
+        Failure::external(format!("the store `{location}` can't be written: {error}"))
+            .hint("choose another place with `--store` or `store:`, or mend its permissions")
+    })
+}
+
+fn is_a_file(location: &str) -> Failure {
+    Failure::data(format!("the store `{location}` is a file")).hint("name a folder; it is made if it isn't there")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn looking_at_a_store_makes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().join("a/store");
+        let location = place.to_str().expect("UTF-8");
+        let store = Store::existing(location, &Buckets::default()).await.expect("an empty store");
+        assert!(!store.is_there());
+        assert!(store.list(&Path::from("actions")).await.expect("listed").is_empty());
+        assert!(!folder.path().join("a").exists());
+        Store::open(location, &Buckets::default()).await.expect("made");
+        assert!(Store::existing(location, &Buckets::default()).await.expect("opened").is_there());
+    }
+
+    #[tokio::test]
+    async fn a_put_that_meets_itself_won_and_one_that_meets_another_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path().to_str().expect("UTF-8"), &Buckets::default()).await.expect("made");
+        let path = Path::from("a/b/record.json");
+        let mine = Bytes::from_static(b"mine");
+        assert_eq!(store.create(&path, mine.clone()).await.expect("put"), None);
+        assert_eq!(store.create(&path, mine.clone()).await.expect("put again"), None);
+        assert_eq!(store.create(&path, Bytes::from_static(b"theirs")).await.expect("refused"), Some(mine));
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_up_whole_whatever_its_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path().join("s").to_str().expect("UTF-8"), &Buckets::default()).await.expect("made");
+        for size in [0, 10, transfer::PIECE, 2 * transfer::PIECE + 3, 3 * transfer::PIECE] {
+            let content: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
+            let file = folder.path().join("file");
+            std::fs::write(&file, &content).expect("written");
+            let path = Path::from(format!("blobs/{size}"));
+            let digest = blake3::hash(&content).to_hex().to_string();
+            assert_eq!(store.upload(&path, &file).await.expect("uploaded"), (size as u64, digest));
+            let found: Vec<Bytes> = pieces(store.objects().clone(), path, size as u64)
+                .map_ok(|(piece, _)| piece)
+                .try_collect()
+                .await
+                .expect("read in pieces");
+            assert!(found.concat() == content, "{size} bytes");
+        }
     }
 }
