@@ -27,8 +27,12 @@ pub(crate) trait Engine {
     /// Log-probability of each token's target, 0 where it has none; as many as `batch.ids`.
     fn log_probs(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError>;
 
-    /// The likeliest token after each span.
-    fn next(&mut self, batch: &Batch) -> Result<Vec<u32>, EngineError>;
+    /// Reads texts to go on from, each a span of the batch: the logits of the token after each, `[spans, vocabulary]`.
+    fn read(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError>;
+
+    /// Goes on with some of the texts of the last call: `kept` are their numbers in it, rising, and `ids` the token that
+    /// each of them is longer by. Gives the logits of the token after each; the texts are numbered anew.
+    fn go_on(&mut self, kept: &[usize], ids: &[u32]) -> Result<Vec<f32>, EngineError>;
 
     /// The weights as they are.
     fn weights(&self) -> Result<Weights, EngineError>;

@@ -12,7 +12,7 @@ use burn::{Dispatch, DispatchDevice};
 use crate::architecture::{Architecture, ArchitectureError};
 use crate::engine::{Engine, EngineError, Step};
 use crate::optimizer::AdamW;
-use crate::pack::{Batch, NO_TARGET};
+use crate::pack::{Batch, LENGTH_STEP, NO_TARGET, TOKENS_PER_BATCH};
 use crate::weights::{HostTensor, Weights};
 
 type Float<const D: usize> = Tensor<Dispatch, D>;
@@ -36,6 +36,8 @@ pub(crate) struct Model {
     device: DispatchDevice,
     parameters: Vec<Parameter>,
     updates: usize,
+    /// What is being gone on with.
+    texts: Vec<Vec<u32>>,
 }
 
 /// A batch in dense form: `[sequences, length]`, padded.
@@ -82,6 +84,7 @@ impl Model {
             device,
             parameters,
             updates: 0,
+            texts: Vec::new(),
         })
     }
 
@@ -130,6 +133,23 @@ impl Model {
     }
 
     /// Logits of every position, `[tokens, vocabulary]`.
+    /// The logits of the token after each text. Every text is computed anew: nothing of it is kept on the device.
+    fn following(&self) -> Result<Vec<f32>, EngineError> {
+        let longest = self.texts.iter().map(Vec::len).max().unwrap_or(1).next_multiple_of(LENGTH_STEP);
+        let mut all = Vec::with_capacity(self.texts.len() * self.architecture.vocab_size);
+        for texts in self.texts.chunks((TOKENS_PER_BATCH / longest).max(1)) {
+            let batch = Batch::texts(texts.iter().map(Vec::as_slice));
+            all.extend(guarded(|| {
+                let last: Vec<i32> =
+                    batch.spans.iter().map(|span| (span.sequence * batch.length + span.len - 1) as i32).collect();
+                let count = last.len();
+                let last = Tensor::from_data(TensorData::new(last, [count]), (&self.device, DType::I32));
+                read(self.logits(&self.values(), &self.inputs(&batch)).select(0, last))
+            })?);
+        }
+        Ok(all)
+    }
+
     fn logits(&self, weights: &[Float<2>], inputs: &Inputs) -> Float<2> {
         let mut next = weights.iter().cloned();
         // The iterator yields the tensors in the order of `Architecture::tensors`, as many as there are.
@@ -286,17 +306,20 @@ impl Engine for Model {
         })
     }
 
-    fn next(&mut self, batch: &Batch) -> Result<Vec<u32>, EngineError> {
-        guarded(|| {
-            let inputs = self.inputs(batch);
-            let last: Vec<i32> =
-                batch.spans.iter().map(|span| (span.sequence * batch.length + span.offset + span.len - 1) as i32).collect();
-            let count = last.len();
-            let last = Tensor::from_data(TensorData::new(last, [count]), (&self.device, DType::I32));
-            let best = self.logits(&self.values(), &inputs).select(0, last).argmax(1);
-            let data = best.try_into_data().map_err(|error| EngineError(format!("{error:?}")))?;
-            Ok(data.iter::<i64>().map(|id| id as u32).collect())
-        })
+    fn read(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        self.texts = batch.spans.iter().map(|span| batch.ids[span.start..span.start + span.len].to_vec()).collect();
+        self.following()
+    }
+
+    fn go_on(&mut self, kept: &[usize], ids: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let mut texts = std::mem::take(&mut self.texts);
+        let longer = |(number, id): (&usize, &u32)| {
+            let mut text = std::mem::take(&mut texts[*number]);
+            text.push(*id);
+            text
+        };
+        self.texts = kept.iter().zip(ids).map(longer).collect();
+        self.following()
     }
 
     fn weights(&self) -> Result<Weights, EngineError> {

@@ -11,6 +11,7 @@
 pub mod architecture;
 pub mod checkpoint;
 pub mod device;
+pub mod generate;
 pub mod pack;
 pub mod schedule;
 pub mod score;
@@ -27,6 +28,7 @@ mod optimizer;
 pub use architecture::{Architecture, ArchitectureError, Preset};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use device::{Device, DeviceError};
+pub use generate::{Generated, Generation};
 pub use pack::Row;
 pub use score::{ScoreError, Scorer};
 pub use settings::Settings;

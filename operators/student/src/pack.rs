@@ -90,6 +90,12 @@ pub(crate) fn pack(rows: &[Row], order: &[usize], length: usize) -> Vec<Vec<Piec
     sequences.into_iter().map(|(_, pieces)| pieces).collect()
 }
 
+/// Tokens, padding counted, that a device computes at a time without gradients.
+pub(crate) const TOKENS_PER_BATCH: usize = 8192;
+
+/// Lengths of texts are rounded up to a multiple of this, so that a device that tunes itself for each shape meets few.
+pub(crate) const LENGTH_STEP: usize = 32;
+
 /// Stands where a token predicts nothing.
 pub(crate) const NO_TARGET: u32 = u32::MAX;
 
@@ -134,6 +140,16 @@ impl Batch {
             _ => NO_TARGET,
         });
         self.targets.extend(following);
+    }
+
+    /// A batch with a sequence for each text, without targets.
+    pub(crate) fn texts<'a>(texts: impl ExactSizeIterator<Item = &'a [u32]> + Clone) -> Self {
+        let longest = texts.clone().map(<[u32]>::len).max().unwrap_or(1);
+        let mut batch = Self::new(texts.len(), longest.next_multiple_of(LENGTH_STEP));
+        for (sequence, text) in texts.enumerate() {
+            batch.push(sequence, text, usize::MAX);
+        }
+        batch
     }
 
     /// The batch of some packed sequences, filled up with empty ones to `sequences`.

@@ -1,17 +1,11 @@
-//! Log-probabilities of given texts, and greedy generation.
+//! Log-probabilities of given texts.
 
 use crate::architecture::{Architecture, ArchitectureError};
 use crate::device::Device;
 use crate::engine::{Engine, EngineError};
-use crate::pack::Batch;
+use crate::pack::{Batch, LENGTH_STEP, TOKENS_PER_BATCH};
 use crate::train::engine;
 use crate::weights::Weights;
-
-/// Tokens, padding counted, that are computed at a time.
-const TOKENS_PER_BATCH: usize = 8192;
-
-/// Lengths are rounded up to a multiple of this, so that a device that tunes itself for each shape meets few.
-const LENGTH_STEP: usize = 32;
 
 /// Why a text can't be scored.
 #[derive(Debug, thiserror::Error)]
@@ -52,11 +46,11 @@ pub enum ScoreError {
     },
 }
 
-/// A model on a device, ready to score texts. It stays on the thread that made it.
+/// A model on a device, ready to score texts and to go on with them. It stays on the thread that made it.
 pub struct Scorer {
-    engine: Box<dyn Engine>,
-    device: Device,
-    vocabulary: usize,
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) device: Device,
+    pub(crate) vocabulary: usize,
     limit: usize,
 }
 
@@ -124,46 +118,12 @@ impl Scorer {
         Ok(found)
     }
 
-    /// The likeliest continuation of each prompt, token by token, until `end` (which is left out) or `max_tokens`. Every
-    /// token costs a pass over the whole text.
-    ///
-    /// # Errors
-    /// As [`Scorer::log_probs`]; a prompt is too long if `max_tokens` more don't fit.
-    pub fn generate(&mut self, prompts: &[Vec<u32>], max_tokens: usize, end: u32) -> Result<Vec<Vec<u32>>, ScoreError> {
-        for (number, prompt) in prompts.iter().enumerate() {
-            if prompt.is_empty() {
-                return Err(ScoreError::EmptyPrompt(number));
-            }
-            self.check(number, prompt.len() + max_tokens, prompt.iter())?;
-        }
-        let mut texts = prompts.to_vec();
-        let mut open: Vec<usize> = (0..texts.len()).collect();
-        for _ in 0..max_tokens {
-            if open.is_empty() {
-                break;
-            }
-            let mut still = Vec::with_capacity(open.len());
-            let longest = open.iter().map(|number| texts[*number].len()).max().unwrap_or(1);
-            let length = longest.next_multiple_of(LENGTH_STEP);
-            for numbers in open.chunks((TOKENS_PER_BATCH / length).max(1)) {
-                let mut batch = Batch::new(numbers.len(), length);
-                for (sequence, number) in numbers.iter().enumerate() {
-                    batch.push(sequence, &texts[*number], usize::MAX);
-                }
-                let next = self.engine.next(&batch).map_err(|error| failed(self.device, error))?;
-                for (number, id) in numbers.iter().zip(next) {
-                    if id != end {
-                        texts[*number].push(id);
-                        still.push(*number);
-                    }
-                }
-            }
-            open = still;
-        }
-        Ok(texts.into_iter().zip(prompts).map(|(text, prompt)| text[prompt.len()..].to_vec()).collect())
-    }
-
-    fn check<'a>(&self, number: usize, tokens: usize, mut ids: impl Iterator<Item = &'a u32>) -> Result<(), ScoreError> {
+    pub(crate) fn check<'a>(
+        &self,
+        number: usize,
+        tokens: usize,
+        mut ids: impl Iterator<Item = &'a u32>,
+    ) -> Result<(), ScoreError> {
         if tokens > self.limit {
             return Err(ScoreError::TooLong { number, tokens, limit: self.limit });
         }
@@ -174,17 +134,17 @@ impl Scorer {
     }
 }
 
-fn failed(device: Device, error: EngineError) -> ScoreError {
+pub(crate) fn failed(device: Device, error: EngineError) -> ScoreError {
     ScoreError::Device { device, said: error.0 }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::architecture::Preset;
     use crate::weights::initialise;
 
-    fn scorer() -> Scorer {
+    pub(crate) fn scorer() -> Scorer {
         let architecture = Preset::Tiny.architecture(300);
         let mut weights = initialise(&architecture, 5);
         // Larger weights than a fresh model's, so that the log-probabilities differ between tokens.
@@ -212,26 +172,6 @@ mod tests {
             }
         }
         assert!(together.iter().flatten().all(|value| *value < 0.0 && *value > -50.0));
-    }
-
-    #[test]
-    fn greedy_generation_takes_the_likeliest_token() {
-        let mut scorer = scorer();
-        let prompts = vec![vec![3, 4, 5], vec![250], vec![7; 40]];
-        let texts = scorer.generate(&prompts, 6, u32::MAX).unwrap();
-        for (prompt, text) in prompts.iter().zip(&texts) {
-            assert_eq!(text.len(), 6);
-            let mut before = prompt.clone();
-            for id in text {
-                let all: Vec<_> = (0..300).map(|id| (before.clone(), vec![id])).collect();
-                let values = scorer.log_probs(&all).unwrap();
-                let best = values.iter().map(|v| v[0]).fold(f32::NEG_INFINITY, f32::max);
-                assert!(values[*id as usize][0] >= best - 1e-4);
-                before.push(*id);
-            }
-        }
-        let stop = texts[0][2];
-        assert_eq!(scorer.generate(&prompts[..1], 6, stop).unwrap()[0], texts[0][..2]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn max(values: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn dot(left: &[f32], right: &[f32]) -> f32 {
+pub(super) fn dot(left: &[f32], right: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];
     let (left, right) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
     let rest: f32 = left.remainder().iter().zip(right.remainder()).map(|(l, r)| l * r).sum();

@@ -66,8 +66,10 @@ pub(super) struct Saved {
     inverse1: Vec<f32>,
     normed1: Vec<f32>,
     query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
+    /// `[key_value_heads, tokens, head]`, turned to the tokens' positions.
+    pub(super) key: Vec<f32>,
+    /// As the keys.
+    pub(super) value: Vec<f32>,
     attended: Vec<f32>,
     middle: Vec<f32>,
     inverse2: Vec<f32>,

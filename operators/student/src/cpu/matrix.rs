@@ -84,6 +84,33 @@ pub(super) fn parallel_product(dst: &mut [f32], lhs: Matrix<'_>, rhs: Matrix<'_>
     });
 }
 
+/// Outputs that one task computes of a [`thin_product`].
+const OUTPUTS: usize = 256;
+
+/// `dst = lhs * weights^T` (or added to it) for few rows: `lhs` is `[rows, depth]`, `weights` `[outputs, depth]`, `dst`
+/// `[rows, outputs]`. Cut by the outputs, so that one row alone keeps every thread busy.
+pub(super) fn thin_product(dst: &mut [f32], lhs: Matrix<'_>, weights: Matrix<'_>, add: bool) {
+    let (rows, outputs) = (lhs.rows, weights.rows);
+    let blocks: Vec<Vec<f32>> = (0..outputs.div_ceil(OUTPUTS))
+        .into_par_iter()
+        .map(|block| {
+            let start = block * OUTPUTS;
+            let count = OUTPUTS.min(outputs - start);
+            let mut values = vec![0.0; rows * count];
+            product(&mut values, lhs, weights.rows(start, count).transposed(), 1.0, false);
+            values
+        })
+        .collect();
+    for (row, dst) in dst[..rows * outputs].chunks_exact_mut(outputs).enumerate() {
+        for (dst, block) in dst.chunks_mut(OUTPUTS).zip(&blocks) {
+            let values = &block[row * dst.len()..(row + 1) * dst.len()];
+            for (dst, value) in dst.iter_mut().zip(values) {
+                *dst = if add { *dst + value } else { *value };
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +134,8 @@ mod tests {
             for lhs in lhs_forms {
                 for rhs in rhs_forms {
                     let mut dst = vec![f32::NAN; rows * columns];
+                    thin_product(&mut dst, lhs, rhs.transposed(), false);
+                    assert_eq!(dst, expected, "{rows} {depth} {columns}");
                     parallel_product(&mut dst, lhs, rhs, false);
                     assert_eq!(dst, expected, "{rows} {depth} {columns}");
                     product(&mut dst, lhs, rhs, 2.0, true);

@@ -4,6 +4,7 @@
 //! cut by shapes and never by threads, so that weights come out the same bits for any number of threads.
 
 mod attention;
+mod decode;
 mod kernels;
 mod layer;
 mod matrix;
@@ -15,6 +16,7 @@ use crate::engine::{Engine, EngineError, Step};
 use crate::optimizer::{self, AdamW};
 use crate::pack::{Batch, NO_TARGET, Span};
 use crate::weights::{HostTensor, Weights};
+use decode::Text;
 use kernels::{Rotary, cross_entropy, log_probability, norm, norm_backward};
 use layer::{Saved, Scratch, Tokens, sized};
 use matrix::{Matrix, parallel_product};
@@ -83,6 +85,8 @@ pub(crate) struct Model {
     logits: Vec<f32>,
     saved: Vec<Saved>,
     scratch: Scratch,
+    /// What is being gone on with.
+    texts: Vec<Text>,
 }
 
 impl Model {
@@ -127,6 +131,7 @@ impl Model {
             logits: Vec::new(),
             saved: (0..shape.layers).map(|_| Saved::default()).collect(),
             scratch: Scratch::default(),
+            texts: Vec::new(),
         })
     }
 
@@ -343,27 +348,12 @@ impl Engine for Model {
         }))
     }
 
-    fn next(&mut self, batch: &Batch) -> Result<Vec<u32>, EngineError> {
-        Ok(rayon::scope(|_| {
-            let vocabulary = self.shape.vocabulary;
-            let mut next = Vec::with_capacity(batch.spans.len());
-            for (range, spans) in passes(batch) {
-                self.forward(&batch.ids[range], &spans, false);
-                let rows: Vec<usize> = spans.iter().map(|span| span.start + span.len - 1).collect();
-                self.head(&rows, false, &mut |logits, _| {
-                    next.extend(logits.chunks_exact(vocabulary).map(|logits| {
-                        let mut best = 0;
-                        for (id, logit) in logits.iter().enumerate() {
-                            if *logit > logits[best] {
-                                best = id;
-                            }
-                        }
-                        best as u32
-                    }));
-                });
-            }
-            next
-        }))
+    fn read(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        Ok(rayon::scope(|_| self.read_texts(batch)))
+    }
+
+    fn go_on(&mut self, kept: &[usize], ids: &[u32]) -> Result<Vec<f32>, EngineError> {
+        Ok(rayon::scope(|_| self.longer_by(kept, ids)))
     }
 
     fn weights(&self) -> Result<Weights, EngineError> {

@@ -47,8 +47,8 @@ fn four_sentences_are_learnt_by_heart() {
     assert!(events.last().unwrap().heldout_loss.unwrap() < 0.1);
     let mut scorer = crate::Scorer::new(&architecture, &trained.weights, &Device::Cpu).unwrap();
     let prompt: Vec<u32> = tokenizer.begin_id().into_iter().chain(tokenizer.encode("The lighthouse of Varn").unwrap()).collect();
-    let text = scorer.generate(&[prompt], 60, tokenizer.end_id()).unwrap().remove(0);
-    assert_eq!(tokenizer.decode(&text).unwrap(), " was built in 1911 by Elsa Holm.");
+    let text = scorer.generate(&[prompt], &crate::Generation::greedy(60, vec![tokenizer.end_id()])).unwrap().remove(0);
+    assert_eq!(tokenizer.decode(&text.ids).unwrap(), " was built in 1911 by Elsa Holm.");
 }
 
 #[test]
