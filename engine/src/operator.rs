@@ -29,6 +29,35 @@ pub struct Registry {
     pub model_ready: fn(&Value) -> Result<(), String>,
     /// What of a model's entry enters keys.
     pub model_identity: fn(&Value) -> Value,
+    /// What asking a model with this entry costs.
+    pub model_cost: fn(&Value) -> Cost,
+}
+
+/// What asking a model costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Cost {
+    /// Nothing.
+    Free,
+    /// So much.
+    Known(Price),
+    /// It may cost something, and nobody said how much.
+    Unknown,
+}
+
+/// What a model costs, in dollars per million tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Price {
+    /// For tokens of requests.
+    pub input: f64,
+    /// For tokens of answers.
+    pub output: f64,
+}
+
+impl Price {
+    /// What so many tokens cost, in dollars.
+    pub fn of(self, input_tokens: u64, output_tokens: u64) -> f64 {
+        (self.input * input_tokens as f64 + self.output * output_tokens as f64) / 1e6
+    }
 }
 
 impl Registry {
@@ -226,7 +255,9 @@ pub enum Role {
     Question,
     /// A model that was trained: training stages above it count as its training data.
     Model,
-    /// Neither.
+    /// Nothing of them but which tokens there are.
+    Vocabulary,
+    /// None of these.
     Other,
 }
 
@@ -265,20 +296,20 @@ pub struct Output {
     pub name: String,
     /// Its columns.
     pub schema: SchemaRef,
-    /// The port whose rows pass through unchanged, ids included; `None` where rows are made here. `split` says `None`:
-    /// its halves are tables of their own.
-    pub rows_of: Option<&'static str>,
+    /// The ports whose rows pass through, with their `row_id`; empty where rows are made here. Two outputs of a stage that
+    /// pass rows of one port through share none of them.
+    pub rows_of: Vec<String>,
 }
 
 impl Output {
     /// Rows made by the operator.
     pub fn new(name: &str, fields: Vec<Field>) -> Self {
-        Self { name: name.into(), schema: Arc::new(Schema::new(fields)), rows_of: None }
+        Self { name: name.into(), schema: Arc::new(Schema::new(fields)), rows_of: Vec::new() }
     }
 
     /// Rows that pass through from `port`.
-    pub fn of(name: &str, schema: SchemaRef, port: &'static str) -> Self {
-        Self { name: name.into(), schema, rows_of: Some(port) }
+    pub fn of(name: &str, schema: SchemaRef, port: &str) -> Self {
+        Self { name: name.into(), schema, rows_of: vec![port.into()] }
     }
 }
 

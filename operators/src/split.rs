@@ -83,7 +83,7 @@ impl Operator for Split {
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
-        let part = |name: &str| Output { name: name.into(), schema: rows.schema.clone(), rows_of: None };
+        let part = |name: &str| Output::of(name, rows.schema.clone(), PORT);
         Ok(vec![part(TRAIN), part(HELDOUT)])
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use arrow::{
     array::{Array, ArrayRef, RecordBatch},
     compute::cast,
-    datatypes::{DataType, Field, FieldRef, Schema, SchemaRef},
+    datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit},
 };
 use datafusion::execution::SendableRecordBatchStream;
 use ingrain_engine::{
@@ -68,7 +68,9 @@ impl Operator for Sql {
 
     fn bind(&self, inputs: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
         let checked = self.checked(inputs)?;
-        Ok(vec![Output { name: DEFAULT_OUTPUT.into(), schema: self.columns(&checked)?, rows_of: None }])
+        let schema = self.columns(&checked)?;
+        let rows_of = if self.key.is_empty() { checked.ids_of.into_iter().collect() } else { Vec::new() };
+        Ok(vec![Output { name: DEFAULT_OUTPUT.into(), schema, rows_of }])
     }
 
     fn lower(&self, inputs: &Inputs) -> Lowering {
@@ -187,11 +189,9 @@ fn identifying(data_type: &DataType) -> bool {
                 | DataType::Boolean
                 | DataType::Date32
                 | DataType::Date64
-                | DataType::Time32(_)
                 | DataType::Time64(_)
                 | DataType::Timestamp(..)
                 | DataType::Decimal128(..)
-                | DataType::Decimal256(..)
         )
 }
 
@@ -201,6 +201,10 @@ fn plain(data_type: &DataType) -> Option<DataType> {
     Some(match data_type {
         DataType::Utf8View | DataType::LargeUtf8 | DataType::Null => DataType::Utf8,
         DataType::BinaryView | DataType::LargeBinary => DataType::Binary,
+        DataType::FixedSizeBinary(_) => DataType::Binary,
+        DataType::Float16 => DataType::Float32,
+        DataType::Time32(_) => DataType::Time64(TimeUnit::Microsecond),
+        DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => DataType::Decimal128(*precision, *scale),
         DataType::Dictionary(_, values) => plain(values)?,
         DataType::RunEndEncoded(_, values) => plain(values.data_type())?,
         DataType::LargeList(field)
@@ -209,7 +213,9 @@ fn plain(data_type: &DataType) -> Option<DataType> {
         | DataType::List(field)
         | DataType::FixedSizeList(field, _) => DataType::List(item(field)?),
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(item).collect::<Option<Vec<_>>>()?.into()),
-        DataType::Interval(_) | DataType::Duration(_) | DataType::Union(..) | DataType::Map(..) => return None,
+        DataType::Interval(_) | DataType::Duration(_) | DataType::Union(..) | DataType::Map(..) | DataType::Decimal256(..) => {
+            return None;
+        }
         other => other.clone(),
     })
 }

@@ -16,7 +16,8 @@ use super::{Edge, Plan, Stage, StageIndex, leakage};
 use crate::{
     diagnostic::{Diagnostic, Span, nearest, quoted},
     operator::{
-        DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry, rejects_schema,
+        Cost, DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry,
+        rejects_schema,
     },
     spec::{PortSpec, Reference, Spec, StageSpec},
 };
@@ -236,6 +237,19 @@ fn bind_stage<'a>(
         if let Some(Err(message)) = spec.models.get(&model).map(registry.model_ready) {
             wrong.push(Diagnostic::at(stage.span_of(&format!("/{field}")), message).label("this model"));
         }
+        let cost = spec.models.get(&model).map(registry.model_cost);
+        if spec.budget.is_some() && cost == Some(Cost::Unknown) {
+            wrong.push(
+                Diagnostic::at(
+                    stage.span_of(&format!("/{field}")),
+                    format!("the pipeline has a budget, and nothing says what `{model}` costs"),
+                )
+                .label("no price")
+                .help(format!(
+                    "under `models.{model}` write `price: {{ input: 0.50, output: 1.50 }}`, in dollars per million tokens"
+                )),
+            );
+        }
         if !spec.models.contains_key(&model) {
             let known = || spec.models.keys().map(String::as_str);
             let help = match nearest(&model, known()) {
@@ -253,7 +267,7 @@ fn bind_stage<'a>(
     let inputs = Inputs { ports: inputs };
     match operator.bind(&inputs) {
         Ok(mut outputs) => {
-            outputs.push(Output { name: REJECTS_OUTPUT.into(), schema: rejects_schema(), rows_of: None });
+            outputs.push(Output { name: REJECTS_OUTPUT.into(), schema: rejects_schema(), rows_of: Vec::new() });
             for output in &mut outputs {
                 output.schema = Arc::new(Schema::new(output.schema.fields().clone()));
             }

@@ -12,7 +12,7 @@ pub use petgraph::graph::NodeIndex as StageIndex;
 
 use crate::{
     diagnostic::Diagnostic,
-    operator::{Inputs, Operator, OperatorType, Output, Registry},
+    operator::{Cost, DEFAULT_OUTPUT, Inputs, Operator, OperatorType, Output, Price, Registry},
     spec::Spec,
 };
 
@@ -70,6 +70,14 @@ impl Stage {
     pub fn output(&self, name: &str) -> Option<&Output> {
         self.outputs.iter().find(|output| output.name == name)
     }
+
+    /// The output that stands for the stage where one number is shown: the default one, or else the first.
+    pub fn main_output(&self) -> &str {
+        match self.output(DEFAULT_OUTPUT) {
+            Some(_) => DEFAULT_OUTPUT,
+            None => self.outputs.first().map_or(DEFAULT_OUTPUT, |output| &output.name),
+        }
+    }
 }
 
 impl Plan {
@@ -104,6 +112,15 @@ impl Plan {
     /// The stages that read this one.
     pub fn readers(&self, index: StageIndex) -> impl Iterator<Item = StageIndex> {
         self.graph.neighbors_directed(index, Direction::Outgoing)
+    }
+
+    /// What the model that a stage asks costs, where that is written.
+    pub fn price(&self, index: StageIndex, registry: &Registry) -> Option<Price> {
+        let models = self.stage(index).operator.models();
+        models.iter().find_map(|(_, name)| match (registry.model_cost)(self.models.get(name)?) {
+            Cost::Known(price) => Some(price),
+            Cost::Free | Cost::Unknown => None,
+        })
     }
 
     /// A stage and all that it depends on.

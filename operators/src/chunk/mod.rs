@@ -19,7 +19,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use ingrain_engine::{
     failure::Failure,
     key::row_id,
-    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports},
+    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, Role},
     run::{OutputRows, OutputStream, RowStream, Service, StreamContext},
 };
 use schemars::JsonSchema;
@@ -39,7 +39,7 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS: usize = 1024;
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Chunk>("chunk", 1);
+pub const TYPE: OperatorType = OperatorType::of::<Chunk>("chunk", 2);
 
 /// Cuts documents into chunks at sentences. A chunk takes as many whole sentences as fit; it ends at a paragraph where
 /// that leaves it at least half full. A sentence that is too long is cut at lines, words or characters. Each chunk is an
@@ -87,7 +87,7 @@ impl Operator for Chunk {
         let text = |name| (name, DataType::Utf8);
         Ports::Named(vec![
             Port::new(DOCUMENTS, &[text("row_id"), text("doc_id"), text("title"), text("text")]),
-            Port::new(TOKENIZER, &[text("uri")]).optional(),
+            Port::new(TOKENIZER, &[text("uri")]).optional().role(Role::Vocabulary),
         ])
     }
 

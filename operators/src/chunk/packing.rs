@@ -28,11 +28,13 @@ pub(super) struct Chunk {
     pub(super) length: usize,
 }
 
-/// A span with its length, the whitespace in front of it included.
+/// A span with its length behind another one: the whitespace in front of it is included.
 #[derive(Debug, Clone, Copy)]
 struct Unit {
     span: Span,
     length: usize,
+    /// Its length at the front of a chunk, once that was asked for.
+    bare: Option<usize>,
 }
 
 /// Cuts one document into chunks, from front to back. Holds the sentences of one chunk, not those of the document.
@@ -95,21 +97,35 @@ impl Packer {
                     None => return Ok(fitting),
                 }
             }
-            let length = self.window[fitting].length;
-            if total + length > self.limits.max && fitting > 0 {
+            if fitting > 0 && total + self.window[fitting].length > self.limits.max {
                 if fitting > self.carried {
                     return Ok(fitting);
                 }
                 // Nothing new fits behind what was carried over.
-                while self.carried > 0 && total + length > self.limits.max {
-                    total -= self.window.pop_front().map_or(0, |unit| unit.length);
+                while fitting > 0 && total + self.window[fitting].length > self.limits.max {
+                    self.window.pop_front();
                     self.carried -= 1;
                     fitting -= 1;
+                    total = match fitting {
+                        0 => 0,
+                        _ => self.front(text, measure)? + self.window.range(1..fitting).map(|unit| unit.length).sum::<usize>(),
+                    };
                 }
             }
-            total += length;
+            total += if fitting == 0 { self.front(text, measure)? } else { self.window[fitting].length };
             fitting += 1;
         }
+    }
+
+    /// The length of the window's first unit, where no whitespace is in front of it.
+    fn front(&mut self, text: &str, measure: &mut Measure) -> Result<usize, Failure> {
+        let unit = &mut self.window[0];
+        let bare = match unit.bare {
+            Some(bare) => bare,
+            None => measure.length(&text[unit.span.range()])?,
+        };
+        unit.bare = Some(bare);
+        Ok(bare)
     }
 
     /// The next sentence, or a part of it that fits a chunk.
@@ -136,7 +152,7 @@ impl Packer {
                 }
             }
             self.measured = span.end;
-            return Ok(Some(Unit { span, length }));
+            return Ok(Some(Unit { span, length, bare: None }));
         }
     }
 
@@ -145,7 +161,7 @@ impl Packer {
         let mut totals = Vec::with_capacity(fitting);
         let mut total = 0;
         for unit in self.window.iter().take(fitting) {
-            total += unit.length;
+            total += if totals.is_empty() { unit.bare.unwrap_or(unit.length) } else { unit.length };
             totals.push(total);
         }
         for boundary in [Boundary::Paragraph, Boundary::Sentence, Boundary::Line, Boundary::Word] {
@@ -164,16 +180,21 @@ impl Packer {
     /// Drops the chunk's units but for the overlap: its last whole sentences that fit, or if not one does, the last
     /// words of it.
     fn carry(&mut self, taken: usize, text: &str, measure: &mut Measure) -> Result<(), Failure> {
+        let last = self.window[taken - 1];
         let mut kept = 0;
         let mut total = 0;
-        while kept + 1 < taken {
-            total += self.window[taken - 1 - kept].length;
+        while kept + 1 < taken && self.limits.overlap > 0 {
+            let unit = self.window[taken - 1 - kept];
+            total += unit.length;
             if total > self.limits.overlap {
+                // The sum has the whitespace in front of the overlap in it.
+                if measure.length(&text[unit.span.start..last.span.end])? <= self.limits.overlap {
+                    kept += 1;
+                }
                 break;
             }
             kept += 1;
         }
-        let last = self.window[taken - 1];
         self.window.drain(..taken - kept);
         self.carried = kept;
         if kept == 0 && self.limits.overlap > 0 {
@@ -185,7 +206,7 @@ impl Packer {
                 if length > self.limits.overlap || start == last.span.start {
                     break;
                 }
-                tail = Some(Unit { span: Span { start, ..last.span }, length });
+                tail = Some(Unit { span: Span { start, ..last.span }, length, bare: Some(length) });
             }
             if let Some(tail) = tail {
                 self.window.push_front(tail);
@@ -242,6 +263,12 @@ mod tests {
         assert_eq!(found[1], "Six seven eight nine ten.");
         let found = texts(long, 40, 10);
         assert_eq!(found[1], "four five. Six seven eight nine ten.");
+    }
+
+    #[test]
+    fn whitespace_in_front_does_not_count() {
+        assert_eq!(texts("Aaa aaa aaa.\n\nBbb bbb. Ccc ccc.", 17, 0), ["Aaa aaa aaa.", "Bbb bbb. Ccc ccc."]);
+        assert_eq!(texts("One. Two. Three. Four.", 15, 4), ["One. Two.", "Two. Three.", "Four."]);
     }
 
     #[test]

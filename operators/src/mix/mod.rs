@@ -14,7 +14,7 @@ use futures::TryStreamExt;
 use ingrain_engine::{
     failure::Failure,
     key,
-    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT},
+    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Role},
     run::{Task, TaskContext},
     spec::Size,
 };
@@ -92,7 +92,11 @@ pub struct Mix {
 impl Operator for Mix {
     fn ports(&self) -> Ports {
         let id = [("row_id", DataType::Utf8)];
-        Ports::Named(vec![Port::new(SOURCES, &id).many(), Port::new(REPLAY, &id).optional(), Port::new(TOKENIZER, &[])])
+        Ports::Named(vec![
+            Port::new(SOURCES, &id).many(),
+            Port::new(REPLAY, &id).optional(),
+            Port::new(TOKENIZER, &[]).role(Role::Vocabulary),
+        ])
     }
 
     fn bind(&self, inputs: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
