@@ -10,6 +10,8 @@ pub enum Fault {
     Data,
     /// Something outside (a server, a disk, a device): running again may help.
     External,
+    /// The budget is spent: a larger one lets the run go on.
+    Budget,
     /// A mistake of ours.
     Bug,
 }

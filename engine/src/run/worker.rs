@@ -28,6 +28,8 @@ const COMMAND: &str = "worker";
 struct Job {
     work: TaskWork,
     store: String,
+    pipeline: String,
+    budget: Option<f64>,
     /// As written: secrets are references, which the child reads for itself.
     buckets: std::collections::BTreeMap<String, Value>,
     cache: std::path::PathBuf,
@@ -62,6 +64,8 @@ pub(crate) async fn run_in_child(
     let job = Job {
         work,
         store: location,
+        pipeline: settings.pipeline.clone(),
+        budget: settings.budget,
         buckets: settings.buckets.written().clone(),
         cache: settings.cache.clone(),
         cache_limit: settings.cache_limit,
@@ -146,6 +150,8 @@ async fn serve(job: Job, registry: Registry) -> Result<PartitionRecord, Failure>
     let settings = Settings {
         store: Store::existing(&job.store, &buckets).await?,
         buckets,
+        pipeline: job.pipeline,
+        budget: job.budget,
         cache: job.cache,
         cache_limit: job.cache_limit,
         registry,

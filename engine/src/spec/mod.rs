@@ -28,7 +28,7 @@ pub use self::{
 };
 use crate::{
     diagnostic::{Diagnostic, Source, Span, sorted},
-    operator::{Operator, OperatorType, Registry},
+    operator::{DEFAULT_OUTPUT, Operator, OperatorType, Registry},
 };
 
 /// A pipeline as written.
@@ -40,6 +40,8 @@ pub struct Spec {
     pub description: Option<String>,
     /// Where artifacts are kept, as written.
     pub store: Option<String>,
+    /// Dollars that may be spent, over all runs of the pipeline on a store.
+    pub budget: Option<f64>,
     /// Where everything that draws starts from.
     pub seed: u64,
     /// Entries of `models`, also those that are refused.
@@ -95,6 +97,38 @@ impl Spec {
     /// The stage called `name`.
     pub fn stage(&self, name: &str) -> Option<&StageSpec> {
         self.stages.iter().find(|stage| stage.name == name)
+    }
+
+    /// Puts a stage called `name` between the output `of` and those of its readers that `reads` picks. What is wrong with
+    /// it is reported at the stage that it stands behind.
+    pub fn interpose(
+        &mut self,
+        of: (&str, &str),
+        name: &str,
+        operator: (&'static OperatorType, Arc<dyn Operator>, Value),
+        port: &str,
+        reads: impl Fn(&StageSpec) -> bool,
+    ) {
+        let Some(behind) = self.stage(of.0).cloned() else { return };
+        for stage in self.stages.iter_mut().filter(|stage| reads(stage)) {
+            for input in stage.from.iter_mut().flat_map(|port| &mut port.inputs) {
+                if (input.stage.as_str(), input.output.as_str()) == of {
+                    (input.stage, input.output) = (name.to_owned(), DEFAULT_OUTPUT.to_owned());
+                }
+            }
+        }
+        let span = behind.name_span;
+        let input = Reference { stage: of.0.to_owned(), output: of.1.to_owned(), span };
+        self.stages.push(StageSpec {
+            name: name.to_owned(),
+            op: operator.0.name.to_owned(),
+            operator: Some(operator),
+            from: vec![PortSpec { port: Some(port.to_owned()), port_span: span, list: false, inputs: vec![input] }],
+            refresh: None,
+            description: None,
+            min_yield: 0.0,
+            ..behind
+        });
     }
 }
 

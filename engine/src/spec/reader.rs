@@ -19,8 +19,7 @@ use crate::{
 
 /// The share of rows that has to be accepted where a stage says nothing.
 const MIN_YIELD: f64 = 0.5;
-/// Keys that the design names but that nothing reads.
-const PLANNED_KEYS: [&str; 1] = ["budget"];
+/// A key of stages that the design names but that nothing reads.
 const MATRIX: &str = "matrix";
 
 /// Reads the pipeline in `root`. Places in `broken` have been reported.
@@ -65,7 +64,6 @@ impl Reader<'_> {
     /// Takes out what isn't built yet, with a diagnostic for each.
     fn refuse_planned(&mut self, mut root: Node) -> Node {
         if let Kind::Mapping(entries) = &mut root.kind {
-            entries.retain(|entry| !PLANNED_KEYS.contains(&entry.key.as_str()) || self.refuse_key(entry));
             let stages = entries.iter_mut().find(|entry| entry.key == "stages");
             if let Some(Entry { value: Node { kind: Kind::Mapping(stages), .. }, .. }) = stages {
                 for stage in stages {
@@ -146,6 +144,7 @@ impl Reader<'_> {
             pipeline: text("pipeline").unwrap_or_default(),
             description: text("description"),
             store: text("store"),
+            budget: root.get("budget").and_then(|budget| budget.value.get("usd")).and_then(|usd| usd.value.to_json().as_f64()),
             seed: root.get("seed").and_then(|entry| entry.value.to_json().as_u64()).unwrap_or(0),
             models,
             buckets,

@@ -141,6 +141,13 @@ pub(super) fn top_level() -> Value {
                 "minLength": 1,
                 "description": "Where artifacts are kept: a folder or an `s3://` URL. Left out: `.ingrain` beside this file.",
             },
+            "budget": {
+                "type": ["object", "null"],
+                "description": "What may be spent on calls, over all runs of the pipeline on a store. Every model that is asked needs a `price` then.",
+                "properties": { "usd": { "type": "number", "minimum": 0, "description": "Dollars." } },
+                "required": ["usd"],
+                "additionalProperties": false,
+            },
             "seed": {
                 "type": "integer",
                 "minimum": 0,

@@ -228,6 +228,7 @@ fn registry() -> Registry {
         model_schema: || schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Model>(),
         model_ready: |_| Ok(()),
         model_identity: Clone::clone,
+        model_cost: |_| crate::operator::Cost::Free,
     }
 }
 
@@ -381,9 +382,8 @@ fn top_level() {
         ],
     );
     expect(
-        "pipeline: p\nbudget: { usd: 25 }\nstages:\n  a: { op: even, number: \"${matrix.n}\", matrix: { n: [2] } }\n  \
-         b: { op: even, number: 2 }\n",
-        &[("`budget` is not built yet", "budget"), ("`matrix` is not built yet", "matrix")],
+        "pipeline: p\nstages:\n  a: { op: even, number: \"${matrix.n}\", matrix: { n: [2] } }\n  b: { op: even, number: 2 }\n",
+        &[("`matrix` is not built yet", "matrix")],
     );
 }
 

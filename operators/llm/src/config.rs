@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use url::Url;
 
+use crate::budget::Budget;
 use crate::headers::Headers;
 use crate::offline::Offline;
 use crate::openai::OpenAi;
@@ -131,14 +132,15 @@ impl ModelConfig {
     /// What enters keys: provider, model, revision, and the `extra_body` that goes into every request. Servers, headers,
     /// timeout, price and the number in flight don't change what is answered and stay out.
     pub fn identity(&self) -> Value {
-        self.connect().identity()
+        self.connect(None).identity()
     }
 
-    /// The teacher itself. Does no I/O: servers are reached, and secrets are read, when it is first asked.
-    pub fn connect(&self) -> Arc<dyn Teacher> {
+    /// The teacher itself. Does no I/O: servers are reached, and secrets are read, when it is first asked. What has a
+    /// `price` spends from `budget`.
+    pub fn connect(&self, budget: Option<Arc<Budget>>) -> Arc<dyn Teacher> {
         match &self.provider {
             Provider::Offline(_) => Arc::new(Offline),
-            Provider::OpenAi(openai) => Arc::new(OpenAi::new((**openai).clone())),
+            Provider::OpenAi(openai) => Arc::new(OpenAi::new((**openai).clone(), budget.zip(self.price))),
         }
     }
 }
@@ -394,8 +396,8 @@ mod tests {
         let mut locked = openai();
         locked["openai"]["api_key"] = json!("${secret:INGRAIN_TEST_NO_SUCH_VARIABLE}");
         let identity = json!({ "provider": "openai", "model": "m", "revision": "r1" });
-        assert_eq!(model(locked).expect("valid").connect().identity(), identity);
-        assert_eq!(model(json!({ "offline": {} })).expect("valid").connect().identity(), Offline.identity());
+        assert_eq!(model(locked).expect("valid").connect(None).identity(), identity);
+        assert_eq!(model(json!({ "offline": {} })).expect("valid").connect(None).identity(), Offline.identity());
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! 3. [`Client`] puts both together: [`Client::ask`] tries remembered attempts first and asks for what is missing.
 //! 4. [`parse`] reads pairs of questions and answers out of what a teacher said.
 
+mod budget;
 mod client;
 mod config;
 mod headers;
@@ -20,6 +21,7 @@ mod request;
 mod secret;
 mod trial;
 
+pub use budget::{Budget, BudgetError, Nanodollars};
 pub use client::{Admission, Client, Counts, Outcome, Reject};
 pub use config::{ModelConfig, OfflineModel, OpenAiModel, Price, Provider, Servers, Tokens};
 pub use headers::{HeaderText, Headers};

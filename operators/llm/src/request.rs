@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::budget::BudgetError;
 use crate::client::Reject;
 use crate::memo::MemoError;
 
@@ -125,6 +126,9 @@ pub enum Outage {
     /// The answer can't be kept, so asking on would only lose money.
     #[error(transparent)]
     Memo(#[from] MemoError),
+    /// The call might cost more than the budget has left, or what it costs can't be written down.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
 }
 
 impl Outage {

@@ -11,6 +11,7 @@ mod pool;
 mod reply;
 mod retry;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -24,9 +25,10 @@ use self::gate::Gate;
 use self::pool::{Form, Lease, Pool};
 use self::reply::{Fault, LARGEST, LARGEST_ERROR, Received, Reply, Sent};
 use self::retry::{Kind, Limits, Tries, jitter, retry_after};
+use crate::budget::{Budget, Hold};
 use crate::client::Reject;
-use crate::config::OpenAiModel;
-use crate::request::{Answer, Finish, Outage, Request, Teacher};
+use crate::config::{OpenAiModel, Price};
+use crate::request::{Answer, Finish, Outage, Request, Teacher, Usage};
 
 /// No text has fewer tokens than its bytes by this. Prose has four to five bytes a token with today's vocabularies; tables
 /// and code with much white space come near to eight.
@@ -57,6 +59,7 @@ const LARGE_AT_ONCE: usize = 4;
 /// `max_completion_tokens` in the place of `max_tokens` gets it. The memo's key is that of the request as rendered.
 pub(crate) struct OpenAi {
     model: OpenAiModel,
+    spending: Option<(Arc<Budget>, Price)>,
     limits: Limits,
     pool: Pool,
     gate: Gate,
@@ -73,9 +76,9 @@ struct Link {
 
 impl OpenAi {
     /// The teacher that an entry describes. Does no I/O and reads no secret.
-    pub(crate) fn new(model: OpenAiModel) -> Self {
+    pub(crate) fn new(model: OpenAiModel, spending: Option<(Arc<Budget>, Price)>) -> Self {
         let limits = Limits::new(Duration::from_secs(model.timeout));
-        Self::with_limits(model, limits)
+        Self { spending, ..Self::with_limits(model, limits) }
     }
 
     fn with_limits(model: OpenAiModel, limits: Limits) -> Self {
@@ -86,6 +89,7 @@ impl OpenAi {
             large: Semaphore::new(LARGE_AT_ONCE),
             answers: AtomicU64::new(0),
             model,
+            spending: None,
             limits,
         }
     }
@@ -107,6 +111,17 @@ impl OpenAi {
             Ok(Link { http, credentials })
         };
         self.link.get_or_try_init(connect).await
+    }
+
+    /// Waits until the budget has room for the worst that the request may cost: a token for each of its bytes, and all the
+    /// tokens that it allows.
+    async fn hold(&self, request: &Request, form: Form) -> Result<Option<(Hold<'_>, Price)>, Outage> {
+        let Some((budget, price)) = &self.spending else { return Ok(None) };
+        let worst = Usage {
+            input_tokens: body::request(&self.model, request, form).len() as u64,
+            output_tokens: request.decoding.max_output_tokens.into(),
+        };
+        Ok(Some((budget.hold(price.of(worst)).await?, *price)))
     }
 
     /// Sends the request once.
@@ -229,10 +244,17 @@ impl Teacher for OpenAi {
         let mut tries = Tries::default();
         let mut own = Form::default();
         loop {
+            let hold = self.hold(request, own).await?;
             let lease = self.pool.lease(&self.limits).await;
             self.gate.check()?;
             let form = lease.form() | own;
-            let delay = match self.exchange(link, &lease, request, form).await {
+            let reply = self.exchange(link, &lease, request, form).await;
+            if let Some((hold, price)) = hold
+                && let Some(cost) = reply.cost(price)
+            {
+                hold.paid(cost);
+            }
+            let delay = match reply {
                 Reply::Answer(answer) => {
                     // A request that is refused in either form doesn't show that the form was at fault.
                     lease.answered(if answer.finish == Finish::Invalid { Form::default() } else { form });

@@ -6,7 +6,8 @@ use super::body::{self, Completion, remark};
 use super::credentials::Credentials;
 use super::pool::Form;
 use super::retry::Kind;
-use crate::config::OpenAiModel;
+use crate::budget::Nanodollars;
+use crate::config::{OpenAiModel, Price};
 use crate::request::{Answer, Finish, Outage};
 
 /// An answer's body is no larger. Without a bound, one bad answer could take all memory.
@@ -43,6 +44,8 @@ pub(super) struct Fault {
     pub(super) what: String,
     /// How long the server asks to be left alone.
     pub(super) pause: Option<Duration>,
+    /// Whether the model can't have been at work: the server couldn't be reached, or said so.
+    pub(super) free: bool,
 }
 
 /// What came of a request.
@@ -55,6 +58,21 @@ pub(super) enum Reply {
     Fault(Fault),
     /// No request will go right.
     Outage(Outage),
+}
+
+impl Reply {
+    /// What the request cost. `None` where its end isn't known (a timeout, a connection that broke off, a completion without
+    /// `usage`): it may have cost anything.
+    pub(super) fn cost(&self, price: Price) -> Option<Nanodollars> {
+        match self {
+            Self::Answer(answer) => match answer.finish {
+                Finish::Invalid => Some(Nanodollars(0)),
+                Finish::Stop | Finish::Length | Finish::Refusal | Finish::TooLarge => answer.usage.map(|usage| price.of(usage)),
+            },
+            Self::Otherwise(_) | Self::Outage(_) => Some(Nanodollars(0)),
+            Self::Fault(fault) => fault.free.then_some(Nanodollars(0)),
+        }
+    }
 }
 
 /// A request as it was sent.
@@ -105,7 +123,7 @@ impl Sent<'_> {
     }
 
     fn broken(&self, what: String) -> Reply {
-        Reply::Fault(Fault { kind: Kind::Broken, what: self.credentials.hide(what), pause: None })
+        Reply::Fault(Fault { kind: Kind::Broken, what: self.credentials.hide(what), pause: None, free: false })
     }
 
     fn error(&self, status: u16, body: &str, received: &Received) -> Reply {
@@ -113,7 +131,7 @@ impl Sent<'_> {
             said if said.is_empty() => format!("HTTP {status}"),
             said => format!("HTTP {status}: {said}"),
         };
-        let fault = |kind, what| Reply::Fault(Fault { kind, what, pause: received.pause });
+        let fault = |kind, what| Reply::Fault(Fault { kind, what, pause: received.pause, free: status != 408 });
         let (server, model) = (self.server, &self.model.model);
         match status {
             400 | 413 | 422 => match self.otherwise(body) {
@@ -190,7 +208,7 @@ impl Fault {
         } else {
             (Kind::Broken, format!("the connection broke off: {what}"))
         };
-        Self { kind, what, pause: None }
+        Self { kind, what, pause: None, free: kind == Kind::Connect }
     }
 
     /// The outage that this fault is when it isn't tried again, after `failures` of one call.

@@ -160,7 +160,7 @@ async fn many(teacher: &OpenAi, n: usize) -> Vec<Result<Answer, Outage>> {
 fn hint(outage: Outage) -> String {
     match outage {
         Outage::Teacher { hint, .. } => hint.expect("a hint"),
-        Outage::Memo(error) => panic!("{error}"),
+        other @ (Outage::Memo(_) | Outage::Budget(_)) => panic!("{other}"),
     }
 }
 
