@@ -14,19 +14,15 @@ use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::execution::{SendableRecordBatchStream, runtime_env::RuntimeEnv};
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::stream::BoxStream;
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
 
-use super::{sources::SourceFile, table::Table, task::TaskOutputs};
+use super::{gate::Gate, sources::SourceFile, table::Table, task::TaskOutputs};
 use crate::{
     failure::Failure,
     operator::Registry,
     store::{BlobCache, Buckets, Store},
 };
-
-/// Bytes of a local file that are read at a time.
-const PIECE: u64 = 1 << 20;
 
 /// Rows for one of a stage's outputs.
 #[derive(Debug, Clone)]
@@ -68,6 +64,10 @@ pub trait Service: Any + Send + Sync {
 pub struct Settings {
     /// The store.
     pub store: Store,
+    /// The pipeline's name, under which it spends from its budget.
+    pub pipeline: String,
+    /// Dollars that the pipeline may spend, over all its runs on the store.
+    pub budget: Option<f64>,
     /// How buckets are reached, those of sources included.
     pub buckets: Buckets,
     /// A local folder that outlives the run: memo logs, materialised blobs, what a training has reached.
@@ -188,9 +188,43 @@ pub struct Counters {
     pub output_tokens: AtomicU64,
     /// What a task says of itself (`step 120 of 2,344, loss 2.31`).
     pub message: Mutex<String>,
+    /// What was spent on each document, where a run asks for that.
+    by_document: Option<Mutex<BTreeMap<String, Spent>>>,
+}
+
+/// What a teacher was asked and said, remembered answers included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Requests.
+    pub requests: u64,
+    /// Their tokens.
+    pub input_tokens: u64,
+    /// Tokens of the answers.
+    pub output_tokens: u64,
 }
 
 impl Counters {
+    /// Counters that also keep what is spent on each document.
+    pub(crate) fn by_document() -> Self {
+        Self { by_document: Some(Mutex::default()), ..Self::default() }
+    }
+
+    /// Counts what was spent on a document.
+    pub fn spend(&self, document: &str, spent: Spent) {
+        let Some(by_document) = &self.by_document else { return };
+        let mut by_document = by_document.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let sum = by_document.entry(document.to_owned()).or_default();
+        sum.requests += spent.requests;
+        sum.input_tokens += spent.input_tokens;
+        sum.output_tokens += spent.output_tokens;
+    }
+
+    /// What was spent on each document; empty if nobody asked for it.
+    pub fn spent(&self) -> BTreeMap<String, Spent> {
+        let lock = |sums: &Mutex<BTreeMap<_, _>>| sums.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        self.by_document.as_ref().map(lock).unwrap_or_default()
+    }
+
     /// Adds to a counter.
     pub fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
@@ -216,6 +250,7 @@ pub struct StreamContext {
     pub(crate) blobs: Arc<BTreeMap<String, Table>>,
     pub(crate) schemas: Arc<BTreeMap<String, SchemaRef>>,
     pub(crate) units: Arc<AtomicU64>,
+    pub(crate) gate: Option<Arc<Gate>>,
 }
 
 impl StreamContext {
@@ -252,40 +287,13 @@ impl StreamContext {
         file.stream(&self.environment.buckets)
     }
 
-    /// Opens a file of the source as [`Self::open`] does, piece by piece.
-    ///
-    /// What was made of the pieces counts only when the stream has ended without an error: a file that changes meanwhile may
-    /// show that at its end.
-    pub fn open_stream(&self, file: &SourceFile) -> BoxStream<'static, Result<Bytes, Failure>> {
-        let file = file.clone();
-        if file.url.contains("://") {
-            return stream::once(async move { file.read().await }).boxed();
-        }
-        stream::try_unfold((file, None, blake3::Hasher::new()), |(file, opened, mut hasher)| async move {
-            let unreadable = |error: std::io::Error| Failure::external(format!("`{}` can't be read: {error}", file.source));
-            let mut opened = match opened {
-                Some(opened) => opened,
-                None => tokio::fs::File::open(&file.url).await.map_err(unreadable)?,
-            };
-            let mut piece = Vec::with_capacity(PIECE as usize);
-            (&mut opened).take(PIECE).read_to_end(&mut piece).await.map_err(unreadable)?;
-            if piece.is_empty() {
-                if format!("blake3:{}", hasher.finalize().to_hex()) == file.version {
-                    return Ok(None);
-                }
-                return Err(Failure::external(format!("`{}` changed while it was being read", file.source))
-                    .hint("run again once nobody writes to it any more"));
-            }
-            hasher.update(&piece);
-            Ok(Some((Bytes::from(piece), (file, Some(opened), hasher))))
-        })
-        .boxed()
-    }
-
     /// Counts units of work (requests, documents) for `min_yield`. A transform that never calls this has its input rows
     /// counted.
     pub fn count_units(&self, n: u64) {
         self.units.fetch_add(n, Ordering::Relaxed);
+        if let Some(gate) = &self.gate {
+            gate.count(n);
+        }
     }
 }
 
@@ -349,6 +357,11 @@ impl TaskContext {
     /// When the file can't be read or the store fails.
     pub async fn put_folder(&mut self, output: &str, name: &str, folder: &Path) -> Result<String, Failure> {
         self.outputs.put_folder(output, name, folder).await
+    }
+
+    /// Counts units of work for `min_yield`. A task that never calls this isn't judged by it.
+    pub fn count_units(&mut self, n: u64) {
+        self.outputs.units += n;
     }
 
     /// An empty local folder, removed after the task.

@@ -2,7 +2,9 @@
 
 mod codec;
 mod context;
+mod gate;
 mod node;
+mod rehearse;
 mod resolve;
 mod schedule;
 mod session;
@@ -14,7 +16,10 @@ mod worker;
 mod write;
 
 pub use self::{
-    context::{Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, StreamContext, Task, TaskContext},
+    context::{
+        Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, Spent, StreamContext, Task, TaskContext,
+    },
+    rehearse::rehearse,
     resolve::{Difference, Reason, Resolver, StageKey, Status, why},
     schedule::{Event, Outcome, Run, RunOptions, StageReport},
     session::default_memory,

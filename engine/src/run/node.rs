@@ -32,6 +32,7 @@ use serde_json::{Value, json};
 
 use super::{
     context::{Counters, Environment, StreamContext},
+    gate::Gate,
     table::Table,
     write::PartWriter,
 };
@@ -93,6 +94,8 @@ pub(crate) enum PartitionSource {
 pub(crate) struct StageRuntime {
     pub environment: Arc<Environment>,
     pub counters: Arc<Counters>,
+    /// Ends a stage early that pays for rejects.
+    pub gate: Option<Arc<Gate>>,
 }
 
 /// Runs one partition's transform, writes its outputs and commits the partition's record; gives the record as one row.
@@ -299,6 +302,7 @@ async fn run_partition(
             blobs: Arc::new(blobs),
             schemas: Arc::new(schemas),
             units: units.clone(),
+            gate: runtime.gate.clone(),
         };
         let mut given = transform.start(rows, context);
         while let Some(given) = given.next().await {
@@ -308,7 +312,12 @@ async fn run_partition(
             writer.write(&given.rows).await?;
             match given.output {
                 DEFAULT_OUTPUT => Counters::add(&runtime.counters.rows, given.rows.num_rows() as u64),
-                REJECTS_OUTPUT => Counters::add(&runtime.counters.rejects, given.rows.num_rows() as u64),
+                REJECTS_OUTPUT => {
+                    Counters::add(&runtime.counters.rejects, given.rows.num_rows() as u64);
+                    if let Some(gate) = &runtime.gate {
+                        gate.reject(&given.rows)?;
+                    }
+                }
                 _ => {}
             }
         }

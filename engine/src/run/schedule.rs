@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use super::{
     context::{Counters, Environment},
+    gate,
     resolve::{Reason, Resolver, StageKey, Status, last_run},
-    stage::{StageRun, check_yield, main_rows},
+    stage::{StageRun, main_rows},
 };
 use crate::{
     failure::Failure,
@@ -26,10 +27,12 @@ use crate::{
 /// What a run is asked for beside the plan.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
-    /// Run this stage and what it needs, and nothing else.
-    pub until: Option<StageIndex>,
+    /// Run these stages and what they need, and nothing else; empty for all.
+    pub until: Vec<StageIndex>,
     /// Stages that run whatever the store has.
     pub force: HashSet<StageIndex>,
+    /// Whether counters keep what is spent on each document.
+    pub by_document: bool,
     /// Whether every stage plan is encoded and decoded before it runs, as for an executor.
     pub round_trip: bool,
 }
@@ -85,6 +88,13 @@ pub struct StageReport {
     pub calls: u64,
     /// Answers found in the memo.
     pub memo_hits: u64,
+    /// Tokens of the requests of these calls.
+    pub input_tokens: u64,
+    /// Tokens of their answers.
+    pub output_tokens: u64,
+    /// What the calls cost, where the model's price is known, in dollars.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usd: Option<f64>,
     /// Partitions that the stage has.
     pub partitions: u64,
 }
@@ -117,7 +127,8 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// A run that tells what happens through `tell`.
     pub fn new(plan: &'a Plan, environment: Arc<Environment>, options: RunOptions, tell: &'a (dyn Fn(Event) + Sync)) -> Self {
-        let counters = plan.stages().map(|(index, _)| (index, Arc::default())).collect();
+        let counters = || if options.by_document { Counters::by_document() } else { Counters::default() };
+        let counters = plan.stages().map(|(index, _)| (index, Arc::new(counters()))).collect();
         Self { plan, environment, options, id: uuid::Uuid::now_v7().to_string(), counters, tell }
     }
 
@@ -132,9 +143,9 @@ impl<'a> Run<'a> {
     /// When the store fails in a way that no stage can be blamed for. A stage's failure is part of the outcome.
     pub async fn execute(&self) -> Result<Outcome, Failure> {
         let started = chrono::Utc::now();
-        let wanted: HashSet<StageIndex> = match self.options.until {
-            Some(index) => self.plan.needed_by(index),
-            None => self.plan.stages().map(|(index, _)| index).collect(),
+        let wanted: HashSet<StageIndex> = match self.options.until.as_slice() {
+            [] => self.plan.stages().map(|(index, _)| index).collect(),
+            until => until.iter().flat_map(|index| self.plan.needed_by(*index)).collect(),
         };
         let resolver = Resolver::new(self.plan, &self.environment, self.options.force.clone());
         let device = tokio::sync::Semaphore::new(1);
@@ -190,7 +201,7 @@ impl<'a> Run<'a> {
                         self.plan.stage(stage).name.clone(),
                         json!({ "key": key.key, "executed": executed, "digests": digests }),
                     );
-                    let gate = check_yield(self.plan.stage(stage), &manifest);
+                    let gate = gate::check(self.plan.stage(stage), &manifest);
                     outcome.artifacts.insert(stage, Arc::new(manifest));
                     if let Err(failure) = gate {
                         self.fail(stage, failure, &mut outcome, &mut lost);
@@ -231,7 +242,7 @@ impl<'a> Run<'a> {
         let stage = self.plan.stage(index);
         let (key, generation, reasons) = match resolver.status(index, &upstream).await? {
             Status::Hit { key, manifest, .. } => {
-                (self.tell)(Event::Cached { stage: stage.name.clone(), rows: main_rows(&manifest) });
+                (self.tell)(Event::Cached { stage: stage.name.clone(), rows: main_rows(stage, &manifest) });
                 return Ok(((*manifest).clone(), key, false));
             }
             Status::Run { key, generation, reasons } => (key, generation, reasons),
@@ -242,7 +253,7 @@ impl<'a> Run<'a> {
                 let permit = device.acquire().await.map_err(|error| Failure::bug(error.to_string()))?;
                 // A stage of the same key may have had the device meanwhile.
                 if let Status::Hit { key, manifest, .. } = resolver.status(index, &upstream).await? {
-                    (self.tell)(Event::Cached { stage: stage.name.clone(), rows: main_rows(&manifest) });
+                    (self.tell)(Event::Cached { stage: stage.name.clone(), rows: main_rows(stage, &manifest) });
                     return Ok(((*manifest).clone(), key, false));
                 }
                 Some(permit)
@@ -265,13 +276,17 @@ impl<'a> Run<'a> {
         };
         let manifest = run.execute().await?;
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let price = self.plan.price(index, &self.environment.registry);
         (self.tell)(Event::Finished(StageReport {
             stage: stage.name.clone(),
-            rows: main_rows(&manifest),
+            rows: main_rows(stage, &manifest),
             rejects: manifest.outputs.get(crate::operator::REJECTS_OUTPUT).map_or(0, |table| table.rows),
             seconds: began.elapsed().as_secs_f64(),
             calls: load(&counters.calls),
             memo_hits: load(&counters.memo_hits),
+            input_tokens: load(&counters.input_tokens),
+            output_tokens: load(&counters.output_tokens),
+            usd: price.map(|price| price.of(load(&counters.input_tokens), load(&counters.output_tokens))),
             partitions: load(&counters.partitions),
         }));
         Ok((manifest, key, true))
@@ -284,11 +299,13 @@ impl<'a> Run<'a> {
         mut stages: BTreeMap<String, Value>,
         outcome: &Outcome,
     ) -> Result<(), Failure> {
-        if outcome.executed == 0 && outcome.failures.is_empty() {
+        let last = last_run(&self.environment, &self.plan.pipeline).await?;
+        let known = |(name, stage): (&String, &Value)| last.get(name).is_some_and(|key| stage["key"] == key.as_str());
+        if outcome.executed == 0 && outcome.failures.is_empty() && stages.iter().all(known) {
             return Ok(());
         }
         // A stage that this run didn't get to is still compared with what it was when one last did.
-        for (name, key) in last_run(&self.environment, &self.plan.pipeline).await? {
+        for (name, key) in last {
             if self.plan.find(&name).is_some() {
                 stages.entry(name).or_insert_with(|| json!({ "key": key, "executed": false }));
             }

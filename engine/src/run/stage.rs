@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::{
     codec,
     context::{Counters, Environment},
+    gate::Gate,
     node::{PartitionSource, StageExec, StageRuntime, StageWork, by_row_id},
     resolve::StageKey,
     session, sources,
@@ -25,10 +26,9 @@ use super::{
     worker::run_in_child,
 };
 use crate::{
-    digest::RowsDigest,
     failure::Failure,
     key,
-    operator::{DEFAULT_OUTPUT, Lowering, Ports, REJECTS_OUTPUT, Resource},
+    operator::{Lowering, Ports, REJECTS_OUTPUT, Resource},
     plan::{Plan, Stage, StageIndex},
     schema::{PortSchemas, SchemaBytes},
     store::{Action, FORMAT, Manifest, Part, PartitionRecord, TableManifest},
@@ -57,19 +57,7 @@ impl StageRun<'_> {
     pub(crate) async fn execute(&self) -> Result<Manifest, Failure> {
         let started = std::time::Instant::now();
         let stage = self.stage();
-        let tables = self.tables()?;
-        let (records, unique) = match stage.operator.lower(&stage.inputs) {
-            Lowering::Task(_) => (vec![self.task(&tables).await?], false),
-            Lowering::Rows { query, stream } => {
-                let unique = query.as_ref().is_some_and(|query| query.unique) || stage.operator.source().is_some();
-                let plan = self.physical(query.map(|query| query.sql), stream.is_some(), &tables).await?;
-                (self.partitions(plan, self.batch_rows(&tables)).await?, unique)
-            }
-        };
-        let manifest = self.manifest(records);
-        if unique {
-            self.check_unique(&manifest).await?;
-        }
+        let manifest = self.fill().await?;
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
         let action = Action {
@@ -86,6 +74,25 @@ impl StageRun<'_> {
             }),
         };
         self.environment.store.commit(&self.key.key, self.generation, manifest, action).await
+    }
+
+    /// Runs the stage; what it gives isn't committed.
+    pub(crate) async fn fill(&self) -> Result<Manifest, Failure> {
+        let stage = self.stage();
+        let tables = self.tables()?;
+        let (records, unique) = match stage.operator.lower(&stage.inputs) {
+            Lowering::Task(_) => (vec![self.task(&tables).await?], false),
+            Lowering::Rows { query, stream } => {
+                let unique = query.as_ref().is_some_and(|query| query.unique) || stage.operator.source().is_some();
+                let plan = self.physical(query.map(|query| query.sql), stream.is_some(), &tables).await?;
+                (self.partitions(plan, self.batch_rows(&tables)).await?, unique)
+            }
+        };
+        let manifest = self.manifest(records);
+        if unique {
+            self.check_unique(&manifest).await?;
+        }
+        Ok(manifest)
     }
 
     fn tables(&self) -> Result<BTreeMap<String, Vec<Table>>, Failure> {
@@ -212,13 +219,14 @@ impl StageRun<'_> {
     async fn partitions(&self, plan: Option<Arc<dyn ExecutionPlan>>, batch_rows: usize) -> Result<Vec<PartitionRecord>, Failure> {
         let Some(plan) = plan else { return Ok(Vec::new()) };
         let count = plan.output_partitioning().partition_count();
-        let runtime = StageRuntime { environment: self.environment.clone(), counters: self.counters.clone() };
+        // A teacher's rows wait, they don't compute: they need no slot, and rows of few partitions keep it busy.
+        let asks = self.stage().operator.resource() == Resource::Teacher;
+        let gate = asks.then(|| Arc::new(Gate::new(self.stage().min_yield)));
+        let runtime = StageRuntime { environment: self.environment.clone(), counters: self.counters.clone(), gate };
         let config = session::config(count, batch_rows).with_extension(Arc::new(runtime));
         let session = datafusion::prelude::SessionContext::new_with_config_rt(config, self.environment.runtime.clone());
         let plan = if self.round_trip { codec::round_trip(plan, &session.task_ctx())? } else { plan };
         self.counters.partitions.store(count as u64, Ordering::Relaxed);
-        // A teacher's rows wait, they don't compute: they need no slot, and rows of few partitions keep it busy.
-        let asks = self.stage().operator.resource() == Resource::Teacher;
         let at_once = if asks { 8 } else { count.max(1) };
         let mut records: Vec<(usize, PartitionRecord)> = futures::stream::iter(0..count)
             .map(|partition| {
@@ -328,30 +336,7 @@ impl<T> Drop for Abort<T> {
     }
 }
 
-/// Fails a stage that accepted too small a share of its units.
-///
-/// # Errors
-/// When it did, with the reasons by number.
-pub(crate) fn check_yield(stage: &Stage, manifest: &Manifest) -> Result<(), Failure> {
-    let rejects = manifest.outputs.get(REJECTS_OUTPUT).map_or(0, |table| table.rows);
-    if rejects == 0 || manifest.units == 0 {
-        return Ok(());
-    }
-    let accepted = 1.0 - rejects as f64 / manifest.units as f64;
-    if accepted >= stage.min_yield {
-        return Ok(());
-    }
-    Err(Failure::data(format!(
-        "{rejects} of {} units of work were rejected: {:.0} % accepted, {:.0} % demanded by `min_yield`",
-        manifest.units,
-        accepted.max(0.0) * 100.0,
-        stage.min_yield * 100.0
-    ))
-    .hint(format!("see why with `show FILE {}.{REJECTS_OUTPUT}`; lower `min_yield` if that is as it should be", stage.name)))
-}
-
-/// Rows and bytes of an artifact's default output, or of its first one.
-pub(crate) fn main_rows(manifest: &Manifest) -> u64 {
-    let main = manifest.outputs.get(DEFAULT_OUTPUT).or_else(|| manifest.outputs.values().next());
-    main.map_or(RowsDigest::default().rows, |table| table.rows)
+/// Rows of the stage's main output.
+pub(crate) fn main_rows(stage: &Stage, manifest: &Manifest) -> u64 {
+    manifest.outputs.get(stage.main_output()).map_or(0, |table| table.rows)
 }

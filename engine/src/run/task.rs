@@ -44,6 +44,7 @@ pub(crate) struct TaskOutputs {
     writers: BTreeMap<String, PartWriter>,
     blobs: BTreeMap<String, Vec<Blob>>,
     counters: Arc<Counters>,
+    pub(crate) units: u64,
 }
 
 impl TaskOutputs {
@@ -96,7 +97,7 @@ impl TaskOutputs {
         for (output, writer) in self.writers {
             outputs.insert(output, writer.finish().await?);
         }
-        Ok(PartitionRecord { attempt: self.attempt, outputs, blobs: self.blobs, units: 0 })
+        Ok(PartitionRecord { attempt: self.attempt, outputs, blobs: self.blobs, units: self.units })
     }
 }
 
@@ -143,6 +144,7 @@ pub(crate) async fn run_task(
             writers,
             blobs: BTreeMap::new(),
             counters,
+            units: 0,
         },
         scratch: tempfile::tempdir()?,
     };

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use crate::{
     rejects::{Reject, Rejects},
     route::input,
-    teachers::{self, prompt::Prompt, texts},
+    teachers::{self, About, prompt::Prompt, texts},
 };
 
 const NAME: &str = "rewrite";
@@ -403,7 +403,9 @@ impl Job {
         };
         let doc_id = self.cell("doc_id")?.map(str::to_owned);
         let accept = |answer: &Answer| read(answer, least);
-        let outcome = teachers::ask(client, &context.counters, &request, 0, context.refresh.as_deref(), attempts, accept).await?;
+        let about =
+            About { document: doc_id.as_deref().unwrap_or(&document_id), draw: 0, refresh: context.refresh.as_deref(), attempts };
+        let outcome = teachers::ask(client, &context.counters, &request, about, accept).await?;
         drop(admission);
         let result = match outcome {
             Outcome::Accepted { value: text, request_id, .. } => Ok(Rewritten { document_id, doc_id, text, request_id }),

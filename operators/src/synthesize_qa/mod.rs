@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use crate::{
     rejects::{Reject, Rejects},
     route::input,
-    teachers::{self, prompt, prompt::Prompt, texts},
+    teachers::{self, About, prompt, prompt::Prompt, texts},
 };
 
 const NAME: &str = "synthesize_qa";
@@ -320,8 +320,8 @@ impl Job {
         let admission = client.admit().await.map_err(teachers::outage)?;
         let request = self.requests.request(&self.rows, self.row, self.draw)?;
         let (row_id, doc_id, draw) = (self.row_id()?, self.doc_id()?, self.draw);
-        let outcome =
-            teachers::ask(client, &context.counters, &request, draw, context.refresh.as_deref(), attempts, read).await?;
+        let about = About { document: doc_id.as_deref().unwrap_or(&row_id), draw, refresh: context.refresh.as_deref(), attempts };
+        let outcome = teachers::ask(client, &context.counters, &request, about, read).await?;
         drop(admission);
         context.count_units(1);
         let result = match outcome {

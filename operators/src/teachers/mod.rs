@@ -1,5 +1,6 @@
 //! Teachers for the stages of a run: one client per model, one memo for all of them.
 
+mod preview;
 pub(crate) mod prompt;
 
 use std::{
@@ -11,16 +12,24 @@ use std::{
 use arrow::array::{AsArray, RecordBatch, StringArray};
 use async_trait::async_trait;
 use ingrain_engine::{
-    failure::Failure,
-    run::{Counters, Environment, Service},
+    failure::{Failure, Fault},
+    operator::{Cost, Price},
+    run::{Counters, Environment, Service, Spent},
 };
-use ingrain_llm::{Answer, Client, Key, Memo, MemoError, ModelConfig, Outage, Outcome, Reject, Request, Usage};
+use ingrain_llm::{
+    Answer, Budget, BudgetError, Client, Key, Memo, MemoError, ModelConfig, Nanodollars, Outage, Outcome, Provider, Reject, Usage,
+};
 use object_store::path::Path;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
+pub use self::preview::{Preview, preview};
+pub use ingrain_llm::Request;
+
 /// Where on the store the answers lie.
 const MEMO: &str = "memo";
+/// Where on the store it stands what pipelines spent.
+const BUDGET: &str = "budget";
 
 /// JSON Schema of an entry under `models:`.
 pub fn model_schema() -> schemars::Schema {
@@ -40,6 +49,15 @@ pub fn model_identity(entry: &Value) -> Value {
     serde_json::from_value::<ModelConfig>(entry.clone()).map_or_else(|_| entry.clone(), |model| model.identity())
 }
 
+/// What asking a model with this entry costs.
+pub fn model_cost(entry: &Value) -> Cost {
+    match serde_json::from_value::<ModelConfig>(entry.clone()) {
+        Ok(ModelConfig { price: Some(price), .. }) => Cost::Known(Price { input: price.input, output: price.output }),
+        Ok(ModelConfig { provider: Provider::Offline(_), .. }) => Cost::Free,
+        _ => Cost::Unknown,
+    }
+}
+
 /// The client of the model called `model`, made on first use and shared by all stages of the run.
 ///
 /// # Errors
@@ -51,10 +69,28 @@ pub async fn client(environment: &Environment, model: &str) -> Result<Arc<Client
         return Ok(client.clone());
     }
     let config = config(environment, model)?;
-    let memo = teachers.memo.get_or_try_init(|| open(environment)).await?;
-    let client = Arc::new(Client::new(config.connect(), memo.clone(), config.max_in_flight));
+    let client = match &teachers.preview {
+        Some(preview) => preview.client(&config).await?,
+        None => {
+            let memo = teachers.memo.get_or_try_init(|| open(environment)).await?;
+            let budget = match environment.budget {
+                Some(usd) => Some(teachers.budget.get_or_try_init(|| open_budget(environment, usd)).await?.clone()),
+                None => None,
+            };
+            Client::new(config.connect(budget), memo.clone(), config.max_in_flight)
+        }
+    };
+    let client = Arc::new(client);
     clients.insert(model.to_owned(), client.clone());
     Ok(client)
+}
+
+/// How many requests to the model called `model` may be in flight at once, over all stages.
+///
+/// # Errors
+/// When the model isn't described.
+pub fn max_in_flight(environment: &Environment, model: &str) -> Result<usize, Failure> {
+    Ok(config(environment, model)?.max_in_flight.max(1))
 }
 
 /// How many rows of a partition may be under way at once when the model called `model` is asked about them: many more
@@ -74,29 +110,49 @@ fn config(environment: &Environment, model: &str) -> Result<ModelConfig, Failure
 
 async fn open(environment: &Environment) -> Result<Memo, Failure> {
     let store = &environment.store;
-    Memo::open(store.objects().clone(), Path::from(MEMO), &log_folder(environment)).await.map_err(memo_failure)
+    Memo::open(store.objects().clone(), Path::from(MEMO), &local_folder(environment, MEMO)).await.map_err(memo_failure)
 }
 
-/// The folder of this machine's logs of answers for the run's store.
-fn log_folder(environment: &Environment) -> PathBuf {
+async fn open_budget(environment: &Environment, usd: f64) -> Result<Arc<Budget>, Failure> {
+    let prefix = Path::from_iter([BUDGET, &environment.pipeline]);
+    let folder = local_folder(environment, BUDGET).join(&environment.pipeline);
+    let budget = Budget::open(environment.store.objects().clone(), prefix, &folder, Nanodollars::of_dollars(usd)).await;
+    Ok(Arc::new(budget.map_err(budget_failure)?))
+}
+
+/// The folder of what this machine keeps of one kind for the run's store.
+fn local_folder(environment: &Environment, kind: &str) -> PathBuf {
     let store = &environment.store;
     let location = match store.local_path(&Path::from("")) {
         Some(folder) => folder.to_string_lossy().into_owned(),
         None => store.location().to_owned(),
     };
-    environment.cache.join(MEMO).join(blake3::hash(location.as_bytes()).to_hex().as_str())
+    environment.cache.join(kind).join(blake3::hash(location.as_bytes()).to_hex().as_str())
 }
 
 /// What a run's stages share.
 #[derive(Default)]
 struct Teachers {
     memo: OnceCell<Memo>,
+    budget: OnceCell<Arc<Budget>>,
     clients: tokio::sync::Mutex<BTreeMap<String, Arc<Client>>>,
+    /// Where requests go that nobody is to answer.
+    preview: Option<Arc<Preview>>,
+}
+
+impl Teachers {
+    async fn upload(&self, now: bool) -> Result<(), Failure> {
+        match self.budget.get() {
+            Some(budget) => budget.upload(now).await.map_err(budget_failure),
+            None => Ok(()),
+        }
+    }
 }
 
 #[async_trait]
 impl Service for Teachers {
     async fn sync(&self) -> Result<(), Failure> {
+        self.upload(false).await?;
         match self.memo.get() {
             Some(memo) => memo.sync().await.map_err(memo_failure),
             None => Ok(()),
@@ -104,10 +160,23 @@ impl Service for Teachers {
     }
 
     async fn close(&self) -> Result<(), Failure> {
+        let uploaded = self.upload(true).await;
         match self.memo.get() {
-            Some(memo) => memo.flush().await.map_err(memo_failure),
-            None => Ok(()),
+            Some(memo) => memo.flush().await.map_err(memo_failure).and(uploaded),
+            None => uploaded,
         }
+    }
+}
+
+fn budget_failure(error: BudgetError) -> Failure {
+    match error {
+        BudgetError::Spent { .. } => Failure { fault: Fault::Budget, ..Failure::external(error.to_string()) }
+            .hint("every answer so far is kept: raise the budget and run again, and it goes on from there"),
+        BudgetError::Held { .. } => {
+            Failure::external(error.to_string()).hint("wait for it to end: one run at a time spends from a budget")
+        }
+        BudgetError::Record { .. } => Failure::external(error.to_string())
+            .hint("no call is made whose cost can't be written down: mend that, and run again"),
     }
 }
 
@@ -133,10 +202,25 @@ pub(crate) fn outage(outage: Outage) -> Failure {
             }
         }),
         Outage::Memo(error) => memo_failure(error),
+        Outage::Budget(error) => budget_failure(error),
     }
 }
 
-/// Asks for draw `draw` of `request`, as [`Client::ask`] does, and counts calls, tokens and remembered answers for the stage.
+/// What a request is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About<'a> {
+    /// The document that it is about.
+    pub(crate) document: &'a str,
+    /// Which of several independent answers.
+    pub(crate) draw: u32,
+    /// The stage's `refresh`.
+    pub(crate) refresh: Option<&'a str>,
+    /// How many attempts may be made.
+    pub(crate) attempts: u32,
+}
+
+/// Asks for an answer to `request`, as [`Client::ask`] does, and counts calls, tokens and remembered answers for the stage,
+/// and for the document that the request is about.
 ///
 /// # Errors
 /// When the teacher or the memo is out.
@@ -144,11 +228,10 @@ pub(crate) async fn ask<T>(
     client: &Client,
     counters: &Counters,
     request: &Request,
-    draw: u32,
-    refresh: Option<&str>,
-    attempts: u32,
+    about: About<'_>,
     accept: impl Fn(&Answer) -> Result<T, Reject>,
 ) -> Result<Outcome<T>, Failure> {
+    let About { document, draw, refresh, attempts } = about;
     let key = Key::attempts(request, &client.teacher().asked(request), draw, refresh);
     let remembered = (0..attempts).filter(|attempt| client.memo().contains(&key(*attempt))).count();
     // The client goes through what is remembered first: all that is seen after that is new.
@@ -160,6 +243,9 @@ pub(crate) async fn ask<T>(
         })
         .await;
     let mut new = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let tokens = |of: fn(&Usage) -> u64| new.iter().flatten().map(of).sum();
+    let (input_tokens, output_tokens) = (tokens(|usage| usage.input_tokens), tokens(|usage| usage.output_tokens));
+    counters.spend(document, Spent { requests: new.len() as u64, input_tokens, output_tokens });
     let mut hits = new.len().min(remembered);
     new.drain(..hits);
     // Another stage or row asked the same and brought the answer.
