@@ -14,6 +14,7 @@ pub mod compare;
 pub mod dedup;
 pub mod diversity;
 pub mod evaluate;
+pub mod export;
 pub mod filter;
 pub mod mix;
 mod query;
@@ -23,6 +24,7 @@ mod render;
 pub mod retrieve;
 pub mod rewrite;
 mod route;
+pub mod sample;
 pub mod split;
 pub mod sql;
 pub mod synthesize_qa;
@@ -31,6 +33,8 @@ pub mod tokenizer;
 pub mod train;
 
 use ingrain_engine::operator::{OperatorType, Registry};
+
+pub use query::condition;
 
 /// The operators that are built, in the order in which a pipeline tends to use them.
 pub const OPERATORS: &[OperatorType] = &[
@@ -62,6 +66,7 @@ pub const REGISTRY: Registry = Registry {
     model_schema: teachers::model_schema,
     model_ready: teachers::model_ready,
     model_identity: teachers::model_identity,
+    model_cost: teachers::model_cost,
 };
 
 #[cfg(test)]

@@ -23,6 +23,12 @@ pub(crate) fn prompt(question: &str) -> String {
     }
 }
 
+/// The question in what [`prompt`] made of it; `prompt` itself if it is none of these.
+pub(crate) fn question(prompt: &str) -> &str {
+    let inner = prompt.strip_prefix("Question:").and_then(|rest| rest.strip_suffix("\nAnswer:"));
+    inner.map_or(prompt, str::trim)
+}
+
 /// The answer after its explanation, or either alone. An explanation that ends in the answer stands for both.
 pub(crate) fn completion(explanation: Option<&str>, answer: &str) -> String {
     let (explanation, answer) = (explanation.unwrap_or_default().trim(), answer.trim());
@@ -67,5 +73,7 @@ mod tests {
     fn the_empty_question_leaves_the_frame() {
         assert_eq!(prompt(" Who? "), "Question: Who?\nAnswer:");
         assert_eq!(prompt(""), "Question:\nAnswer:");
+        assert_eq!(question(&prompt(" Who? ")), "Who?");
+        assert_eq!(question("Who?"), "Who?");
     }
 }

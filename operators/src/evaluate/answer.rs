@@ -49,6 +49,24 @@ fn normalised(text: &str) -> Vec<String> {
     kept.split_whitespace().filter(|word| !matches!(*word, "a" | "an" | "the")).map(str::to_owned).collect()
 }
 
+/// As many last words of a text as `answer` has, to be compared with it; `None` where the text has none.
+pub(crate) fn last_words(text: &str, answer: &str) -> Option<String> {
+    let (text, answer) = (normalised(text), normalised(answer));
+    let start = text.len().saturating_sub(answer.len().max(1));
+    (!text.is_empty()).then(|| text[start..].join(" "))
+}
+
+/// The option that stands last in a text, as whole words; of several that end at one place the longest.
+pub(crate) fn last_option(text: &str, options: &[String]) -> Option<usize> {
+    let text = normalised(text);
+    let ends = options.iter().enumerate().filter_map(|(index, option)| {
+        let option = normalised(option);
+        let places = text.windows(option.len().max(1)).rposition(|words| words == option.as_slice())?;
+        Some((places + option.len(), option.len(), std::cmp::Reverse(index)))
+    });
+    ends.max().map(|(_, _, index)| index.0)
+}
+
 /// Whether two answers are the same words.
 pub(crate) fn exact_match(prediction: &str, answer: &str) -> bool {
     normalised(prediction) == normalised(answer)
@@ -90,6 +108,24 @@ mod tests {
         assert_eq!(token_f1("nine nine", "nine"), 2.0 / 3.0);
         assert_eq!(token_f1("ten", "nine"), 0.0);
         assert_eq!((token_f1("the", "a"), token_f1("the", "nine")), (1.0, 0.0));
+    }
+
+    #[test]
+    fn the_end_of_a_text_is_compared() {
+        let words = |text, answer| last_words(text, answer);
+        assert_eq!(words("It was built in 1911 by Elsa Holm.", "Elsa Holm").as_deref(), Some("elsa holm"));
+        assert_eq!(words("Holm", "Elsa Holm").as_deref(), Some("holm"));
+        assert_eq!((words("The.", "x"), words("", "x")), (None, None));
+        let options = ["blue", "dark blue", "9 pilots", "red"].map(str::to_owned);
+        for (text, option) in [
+            ("It is red. No, it was painted dark blue.", Some(1)),
+            ("Blue it was, says Ida.", Some(0)),
+            ("19 pilots", None),
+            ("The 9 pilots chose the red one, not the green.", Some(3)),
+            ("", None),
+        ] {
+            assert_eq!(last_option(text, &options), option, "{text}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     rejects::{Reject, Rejects},
-    teachers,
+    teachers::{self, About},
 };
 
 const PROMPT: &str = include_str!("answer.jinja");
@@ -71,8 +71,9 @@ async fn ask(
     counters: &Counters,
 ) -> Result<Said, Failure> {
     let request = request(question, settings)?;
+    let about = About { document: &question.question_id, draw: 0, refresh, attempts: 1 };
     let whole = |answer: &ingrain_llm::Answer| answer.whole().map(str::to_owned);
-    match teachers::ask(client, counters, &request, 0, refresh, 1, whole).await? {
+    match teachers::ask(client, counters, &request, about, whole).await? {
         Outcome::Accepted { value, .. } => Ok(Said::Text(value)),
         Outcome::Rejected { reject, raw, attempts } => {
             let reject = Reject::new(reject.reason, reject.detail).raw(&raw);

@@ -1,24 +1,14 @@
 //! Questions answered by the probabilities that a model gives to the options.
 
-use std::path::Path;
-
 use ingrain_engine::failure::Failure;
-use ingrain_student::{Checkpoint, Device, Scorer, Tokenizer, TokenizerError};
+use ingrain_student::TokenizerError;
 use serde_json::json;
 
-use super::{prediction::Prediction, question::Question};
-use crate::render;
-
-/// A model that is ready to be questioned. It stays on the thread that loaded it.
-#[derive(Debug)]
-pub(crate) struct Examiner {
-    scorer: Scorer,
-    tokenizer: Tokenizer,
-    /// The longest text that the model is made for, in tokens.
-    limit: usize,
-    /// The prompt of an empty question.
-    blind: Vec<u32>,
-}
+use super::{
+    examiner::{Examiner, Ids, said},
+    prediction::Prediction,
+    question::Question,
+};
 
 /// What a model gives to an option.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,25 +21,7 @@ struct Score {
     tokens: usize,
 }
 
-type Ids = Vec<u32>;
-
 impl Examiner {
-    /// Reads a checkpoint and copies it to a device.
-    pub(crate) fn load(folder: &Path, device: &str) -> Result<Self, Failure> {
-        let checkpoint = Checkpoint::read(folder).map_err(|error| Failure::data(error.to_string()))?;
-        let device = Device::resolve(device).map_err(|error| Failure::external(error.to_string()))?;
-        Self::new(&checkpoint, &device)
-    }
-
-    /// A checkpoint on a device.
-    pub(crate) fn new(checkpoint: &Checkpoint, device: &Device) -> Result<Self, Failure> {
-        let tokenizer = checkpoint.tokenizer().map_err(|error| Failure::data(error.to_string()))?;
-        let scorer = Scorer::new(&checkpoint.architecture, &checkpoint.weights, device);
-        let scorer = scorer.map_err(|error| Failure::external(error.to_string()))?;
-        let blind = prompt(&tokenizer, &render::prompt("")).map_err(|error| Failure::data(error.to_string()))?;
-        Ok(Self { scorer, tokenizer, limit: checkpoint.architecture.max_position_embeddings, blind })
-    }
-
     /// Asks some questions.
     pub(crate) fn predictions(&mut self, questions: &[Question]) -> Result<Vec<Prediction>, Failure> {
         let mut texts: Vec<(Ids, Ids)> = Vec::new();
@@ -57,10 +29,7 @@ impl Examiner {
             let begin = texts.len();
             self.texts(question, &mut texts).map_err(|error| said(question, &error.to_string()))?;
             let longest = texts[begin..].iter().map(|(prompt, option)| prompt.len() + option.len()).max().unwrap_or(0);
-            if longest > self.limit {
-                let message = format!("it has {longest} tokens with its contexts, and the model is made for {}", self.limit);
-                return Err(said(question, &message).hint("fewer or shorter contexts: lower `top_k`, or smaller chunks"));
-            }
+            self.check_length(question, longest)?;
         }
         let values = self.scorer.log_probs(&texts).map_err(|error| Failure::external(error.to_string()))?;
         let mut sums = values.iter().map(|values| (values.iter().map(|value| f64::from(*value)).sum::<f64>(), values.len()));
@@ -85,12 +54,7 @@ impl Examiner {
     /// What has to be scored for a question: each option after the prompt and after the prompt of an empty question, or the
     /// answer after the prompt.
     fn texts(&self, question: &Question, texts: &mut Vec<(Ids, Ids)>) -> Result<(), TokenizerError> {
-        let asked = render::prompt(&question.question);
-        let asked = match question.context() {
-            Some(context) => format!("{context}\n\n{asked}"),
-            None => asked,
-        };
-        let asked = prompt(&self.tokenizer, &asked)?;
+        let asked = self.asked(question)?;
         // The space belongs to the answer's first word, as it does where text is encoded whole.
         let answer = |text: &str| self.tokenizer.encode(&format!(" {text}"));
         if question.options.is_empty() {
@@ -104,14 +68,6 @@ impl Examiner {
         }
         Ok(())
     }
-}
-
-fn prompt(tokenizer: &Tokenizer, text: &str) -> Result<Ids, TokenizerError> {
-    Ok(tokenizer.begin_id().into_iter().chain(tokenizer.encode(text)?).collect())
-}
-
-fn said(question: &Question, what: &str) -> Failure {
-    Failure::data(format!("question `{}`: {what}", question.question_id))
 }
 
 fn prediction(question: &Question, scores: &[Score]) -> Prediction {
@@ -148,10 +104,8 @@ fn prediction(question: &Question, scores: &[Score]) -> Prediction {
 
 #[cfg(test)]
 mod tests {
-    use ingrain_student::{Preset, tokenizer, weights::initialise};
-
     use super::*;
-    use crate::evaluate::question::Context;
+    use crate::evaluate::{examiner::tests::examiner, question::Context};
 
     fn question(options: &[&str], answer: &str) -> Question {
         Question {
@@ -179,19 +133,6 @@ mod tests {
         assert_eq!((of_d.correct, of_d.correct_raw, of_d.correct_blind), (Some(false), Some(true), Some(true)));
         let of_c = prediction(&Question { answer: "c".into(), ..question }, &scores);
         assert_eq!(of_c.correct_normalised, Some(true));
-    }
-
-    fn examiner() -> Examiner {
-        let texts = ["Question: Who keeps the light?\nAnswer: Lotte Amsel keeps the light.", "Hanne Drost sold the old boat."];
-        let trained = tokenizer::train(texts.iter(), 270).unwrap();
-        let architecture = Preset::Tiny.architecture(270);
-        let mut weights = initialise(&architecture, 5);
-        // Larger weights than a fresh model's, so that the options' probabilities differ.
-        for tensor in weights.tensors.values_mut().filter(|tensor| tensor.shape.len() == 2) {
-            tensor.values.iter_mut().for_each(|value| *value *= 8.0);
-        }
-        let checkpoint = Checkpoint::new(architecture, weights, trained.json.as_bytes()).unwrap();
-        Examiner::new(&checkpoint, &Device::Cpu).unwrap()
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Questions a model.
 
 mod answer;
+mod examiner;
 mod figures;
 mod generate;
 mod likelihood;
@@ -25,7 +26,12 @@ use ingrain_engine::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::{figures::figures, likelihood::Examiner, prediction::Prediction, question::Questions};
+use self::{
+    examiner::{Examiner, Writing},
+    figures::figures,
+    prediction::Prediction,
+    question::Questions,
+};
 use crate::{
     columns::{blocking, is_text, is_texts},
     rejects::Rejects,
@@ -41,7 +47,7 @@ const PREDICTIONS: &str = "predictions";
 const AT_ONCE: usize = 64;
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 1)
+pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 2)
     .reported()
     .unkeyed(&[("allow_leakage", "it only decides whether the pipeline is accepted")]);
 
@@ -66,10 +72,15 @@ pub enum Method {
 /// common. The option with the highest score is the prediction; of equal ones the first. Open-ended questions are scored by
 /// log P(answer | prompt).
 ///
-/// **generate** (a `reader`). The model is asked to explain and to end in a line `Answer: …`. For multiple choice that line
+/// **generate** with a `reader`. The model is asked to explain and to end in a line `Answer: …`. For multiple choice that line
 /// holds the option's letter or its text. Open-ended answers are compared with `answer` and every one of `answers`, after
 /// lower-casing and without punctuation and articles, as SQuAD does. An answer without such a line, a refusal and an answer
 /// that is cut count as wrong; the last two are listed in `rejects`, too.
+///
+/// **generate** with a `model`. The prompt is that of likelihood, and the model goes on from it until its end token, as it was
+/// trained to: an explanation that ends in the answer. So an open-ended answer is right if what was written ends in it, and
+/// its F1 is that of as many last words as the right answer has. Options are not shown: the choice is the option that stands
+/// last in what was written, or no option.
 ///
 /// Questions without `question` or `answer`, and multiple choice whose `answer` isn't one of the `options` word for word, are
 /// rejected and count nowhere.
@@ -111,8 +122,8 @@ pub struct Evaluate {
     /// The name of a model under `models:` to question instead of the port `model`.
     #[serde(default)]
     pub reader: Option<String>,
-    /// `likelihood` or `generate`. Default: `likelihood` for a `model`, `generate` for a `reader`; other pairs are not
-    /// possible (a reader's probabilities aren't known) or not built yet (`generate` with a `model`).
+    /// `likelihood` or `generate`. Default: `likelihood` for a `model`, `generate` for a `reader`, whose probabilities
+    /// aren't known.
     #[serde(default)]
     pub method: Option<Method>,
     /// How questions become text for a `model`: `qa`. (`chat` is not built yet.) Use the one that the mixture was made with.
@@ -126,14 +137,15 @@ pub struct Evaluate {
     #[serde(default = "default_resamples")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub resamples: u32,
-    /// The temperature of a `reader`. Default: 0, the likeliest token.
+    /// The temperature for `generate`. Default: 0, the likeliest token.
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub temperature: f64,
-    /// How many tokens a `reader` may answer with; an answer that is cut there counts as wrong. Default: 1,024.
-    #[serde(default = "default_max_output_tokens")]
+    /// How many tokens an answer may have for `generate`; one that is cut there counts as wrong. Default: 1,024 for a
+    /// `reader`, 128 for a `model`.
+    #[serde(default)]
     #[schemars(range(min = 1))]
-    pub max_output_tokens: u32,
+    pub max_output_tokens: Option<u32>,
     /// Lets a model be questioned with rows that it was trained on, which is refused otherwise. Default: false.
     #[serde(default)]
     pub allow_leakage: bool,
@@ -143,9 +155,9 @@ fn default_resamples() -> u32 {
     1000
 }
 
-fn default_max_output_tokens() -> u32 {
-    1024
-}
+/// Tokens that an answer may have where the file doesn't say.
+const READER_TOKENS: u32 = 1024;
+const MODEL_TOKENS: u32 = 128;
 
 impl Operator for Evaluate {
     fn ports(&self) -> Ports {
@@ -167,9 +179,6 @@ impl Operator for Evaluate {
                 mistakes.push(Invalid::new("/reader", message).hint("leave one of them out"));
             }
             (None, None) => mistakes.push(Invalid::new("", "there is no model to question").hint(hint)),
-            (Some(_), None) if self.method == Some(Method::Generate) => mistakes.push(
-                Invalid::new("/method", "`generate` with a `model` is not built yet").hint("`likelihood` is; or give a `reader`"),
-            ),
             (None, Some(_)) if self.method == Some(Method::Likelihood) => mistakes.push(
                 Invalid::new("/method", "`likelihood` needs the probabilities of given texts, which a `reader` doesn't tell")
                     .hint("`generate` with a `reader`, or a checkpoint at the port `model`"),
@@ -251,16 +260,19 @@ impl Task for Evaluate {
         if questions.is_empty() {
             return Err(Failure::data("there are no questions").hint("look at the stage that reads or makes them"));
         }
+        context.count_units((questions.len() + rejects.len()) as u64);
         let predictions = match &self.reader {
             Some(reader) => {
                 let client = crate::teachers::client(&context.environment, reader).await?;
-                let settings = generate::Settings { temperature: self.temperature, max_output_tokens: self.max_output_tokens };
+                let max_output_tokens = self.max_output_tokens.unwrap_or(READER_TOKENS);
+                let settings = generate::Settings { temperature: self.temperature, max_output_tokens };
                 let refresh = context.refresh.as_deref();
                 generate::predictions(&client, &questions, settings, refresh, &context.counters, &mut rejects).await?
             }
-            None => self.by_likelihood(questions, context).await?,
+            None => self.by_model(questions, context).await?,
         };
-        let table = figures(&predictions, self.by.as_deref(), self.reader.is_some(), self.resamples, context.seed);
+        let generated = self.reader.is_some() || self.method == Some(Method::Generate);
+        let table = figures(&predictions, self.by.as_deref(), generated, self.resamples, context.seed);
         let values = |value: fn(&crate::bootstrap::Figure) -> f64| {
             Arc::new(Float64Array::from_iter_values(table.iter().map(|(_, figure)| value(figure)))) as ArrayRef
         };
@@ -289,7 +301,7 @@ impl Task for Evaluate {
 }
 
 impl Evaluate {
-    async fn by_likelihood(&self, questions: Vec<question::Question>, context: &TaskContext) -> Result<Vec<Prediction>, Failure> {
+    async fn by_model(&self, questions: Vec<question::Question>, context: &TaskContext) -> Result<Vec<Prediction>, Failure> {
         let model = context.table(MODEL)?;
         let mut last = 0;
         for batch in model.collect().await? {
@@ -304,12 +316,20 @@ impl Evaluate {
         let device = context.environment.device.clone();
         let counters = context.counters.clone();
         counters.say("loading the model");
+        let writing = (self.method == Some(Method::Generate)).then(|| Writing {
+            temperature: self.temperature,
+            max_output_tokens: self.max_output_tokens.unwrap_or(MODEL_TOKENS) as usize,
+            seed: context.seed,
+        });
         // A model stays on the thread that loaded it.
         blocking(move || {
             let mut examiner = Examiner::load(&folder, &device)?;
             let mut predictions = Vec::with_capacity(questions.len());
             for some in questions.chunks(AT_ONCE) {
-                predictions.extend(examiner.predictions(some)?);
+                predictions.extend(match writing {
+                    Some(writing) => examiner.written(some, writing)?,
+                    None => examiner.predictions(some)?,
+                });
                 counters.say(format!("question {} of {}", predictions.len(), questions.len()));
             }
             Ok(predictions)

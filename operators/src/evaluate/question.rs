@@ -51,8 +51,8 @@ impl Question {
     /// The contexts as one text, best last, each under its title; `None` without contexts.
     pub(crate) fn context(&self) -> Option<String> {
         let under_title = |context: &Context| match &context.title {
-            Some(title) if !context.text.starts_with(title.as_str()) => format!("{title}\n{}", context.text),
-            _ => context.text.clone(),
+            Some(title) => format!("{title}\n{}", context.text),
+            None => context.text.clone(),
         };
         let texts: Vec<String> = self.contexts.iter().rev().map(under_title).collect();
         (!texts.is_empty()).then(|| texts.join("\n\n"))

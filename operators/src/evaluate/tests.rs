@@ -43,7 +43,7 @@ fn exactly_one_model_and_a_method_that_it_can_be_asked_by() {
     assert_eq!(bind(json!({}), false), Err(vec![String::new()]));
     assert_eq!(bind(json!({ "reader": "r" }), true), Err(vec!["/reader".to_owned()]));
     assert_eq!(bind(json!({ "reader": "r", "method": "likelihood" }), false), Err(vec!["/method".to_owned()]));
-    assert_eq!(bind(json!({ "method": "generate" }), true), Err(vec!["/method".to_owned()]));
+    assert_eq!(bind(json!({ "method": "generate" }), true), Ok(2));
     assert_eq!(bind(json!({ "by": "distractors", "render": "chat" }), true), Err(vec!["/render".into(), "/by".into()]));
     assert_eq!(evaluate(json!({})).resource(), Resource::Device);
     assert_eq!(evaluate(json!({ "reader": "r" })).models(), [("reader", "r".to_owned())]);

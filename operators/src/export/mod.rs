@@ -1,0 +1,248 @@
+//! Takes tables and checkpoints out of a store, in the formats that other tools read.
+
+mod chat;
+mod croissant;
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use arrow::{
+    array::{Array, AsArray, RecordBatch},
+    json::{WriterBuilder, writer::LineDelimited},
+};
+use futures::TryStreamExt;
+use ingrain_engine::{failure::Failure, run::Table};
+use parquet::{
+    arrow::ArrowWriter,
+    basic::{Compression, ZstdLevel},
+    file::properties::WriterProperties,
+};
+use sha2::{Digest, Sha256};
+
+use crate::columns::text;
+
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One Parquet file, zstd.
+    Parquet,
+    /// A JSON object a line, every column in it, nulls written out.
+    Jsonl,
+    /// A line of `messages` for each row, as trainers read them; see [`export`].
+    Chat,
+    /// The files that a row points to: a checkpoint or a tokenizer as a Hugging Face folder.
+    Folder,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "parquet" => Ok(Self::Parquet),
+            "jsonl" => Ok(Self::Jsonl),
+            "chat" => Ok(Self::Chat),
+            "folder" => Ok(Self::Folder),
+            other => Err(format!("no format is called `{other}`: there are `parquet`, `jsonl`, `chat` and `folder`")),
+        }
+    }
+}
+
+/// An output of a stage, to be taken out.
+#[derive(Debug)]
+pub struct Exported<'a> {
+    /// Its table.
+    pub table: &'a Table,
+    /// The pipeline and the output, as `pipeline/stage.output`.
+    pub name: &'a str,
+    /// What the pipeline file says the stage is for.
+    pub description: Option<&'a str>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Rows, or files of a folder.
+    pub count: u64,
+    /// The files, those beside the destination included.
+    pub files: Vec<PathBuf>,
+}
+
+/// The format that `destination` asks for by its name: `.parquet`, `.jsonl`, and a folder for what points to files.
+///
+/// # Errors
+/// When the name doesn't tell.
+pub fn format_of(destination: &Path, table: &Table) -> Result<Format, Failure> {
+    let points = points_to_files(table);
+    match destination.extension().and_then(|extension| extension.to_str()) {
+        Some("parquet") => Ok(Format::Parquet),
+        Some("jsonl") => Ok(Format::Jsonl),
+        _ if points => Ok(Format::Folder),
+        _ => Err(Failure::data(format!("`{}` doesn't say what to write", destination.display()))
+            .hint("end it in `.parquet` or `.jsonl`, or give `--format parquet|jsonl|chat`")),
+    }
+}
+
+/// Writes an output to `destination`, which must not exist; it is there whole or not at all. Rows come by `position` where
+/// there is one, else in the order of the store.
+///
+/// - `parquet`, `jsonl`, `chat`: a file, and beside it a description of it in Croissant 1.0 (`FILE.croissant.json`).
+/// - `chat`: `{"row_id": …, "messages": [{"role": "user", …}, {"role": "assistant", …}]}`. A question is the user's, its
+///   explanation and answer the assistant's. A row of a mixture without a prompt, which is a document, is one message of the
+///   assistant's: trainers that mask what the user says train on all of it.
+/// - `folder`: the files of the row that is `final`, or of the only row.
+///
+/// # Errors
+/// When the destination exists or can't be written, when the format doesn't suit the columns, and when the store fails.
+pub async fn export(output: &Exported<'_>, format: Format, destination: &Path) -> Result<Written, Failure> {
+    if destination.exists() {
+        return Err(Failure::data(format!("`{}` is there already", destination.display()))
+            .hint("nothing was written: choose another name, or move it away"));
+    }
+    let parent = destination.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let unwritable = |error: std::io::Error| {
+        Failure::external(format!("`{}` can't be written: {error}", destination.display())).hint("choose another place")
+    };
+    std::fs::create_dir_all(parent).map_err(unwritable)?;
+    if format == Format::Folder {
+        return folder(output.table, destination, parent).await;
+    }
+    let staging = tempfile::NamedTempFile::new_in(parent).map_err(unwritable)?;
+    let (count, digest) = rows(output.table, format, staging.as_file()).await?;
+    let bytes = staging.as_file().metadata()?.len();
+    let described = croissant::describe(output, format, destination, (count, bytes, &digest));
+    let mut description = destination.as_os_str().to_owned();
+    description.push(".croissant.json");
+    let description = PathBuf::from(description);
+    std::fs::write(&description, format!("{described:#}\n")).map_err(unwritable)?;
+    staging.persist_noclobber(destination).map_err(|error| unwritable(error.error))?;
+    Ok(Written { count, files: vec![destination.to_owned(), description] })
+}
+
+fn points_to_files(table: &Table) -> bool {
+    !table.manifest().blobs.is_empty() && table.schema().field_with_name("uri").is_ok()
+}
+
+/// A file that is hashed as it is written.
+struct Hashed<W> {
+    file: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Writes rows; gives their number and the file's SHA-256.
+async fn rows(table: &Table, format: Format, file: &File) -> Result<(u64, String), Failure> {
+    let mut batches = table.stream().await?;
+    let mut out = Hashed { file: BufWriter::new(file), hash: Sha256::new() };
+    let mut count = 0;
+    match format {
+        Format::Parquet => {
+            let properties = WriterProperties::builder()
+                .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
+                .set_created_by("ingrain".to_owned())
+                .build();
+            let mut writer = ArrowWriter::try_new(&mut out, table.schema().clone(), Some(properties))?;
+            while let Some(batch) = batches.try_next().await? {
+                count += batch.num_rows() as u64;
+                writer.write(&batch)?;
+            }
+            writer.close()?;
+        }
+        Format::Chat => {
+            let conversation = chat::Conversation::of(table.schema())?;
+            while let Some(batch) = batches.try_next().await? {
+                count += batch.num_rows() as u64;
+                for row in 0..batch.num_rows() {
+                    writeln!(out, "{}", conversation.line(&batch, row)?)?;
+                }
+            }
+        }
+        Format::Jsonl | Format::Folder => {
+            let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(&mut out);
+            while let Some(batch) = batches.try_next().await? {
+                count += batch.num_rows() as u64;
+                writer.write(&batch)?;
+            }
+            writer.finish()?;
+        }
+    }
+    out.flush()?;
+    file.sync_all()?;
+    Ok((count, out.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+async fn folder(table: &Table, destination: &Path, parent: &Path) -> Result<Written, Failure> {
+    if !points_to_files(table) {
+        return Err(Failure::data("the rows of this output point to no files")
+            .hint("end the destination in `.parquet` or `.jsonl` to write its rows"));
+    }
+    let uri = final_uri(&table.collect().await?)?;
+    let name = uri.split('/').next().unwrap_or(&uri);
+    let source = table.folder(name).await?;
+    let staging = tempfile::Builder::new().prefix(".export").tempdir_in(parent)?;
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&source)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), staging.path().join(entry.file_name()))?;
+        files.push(destination.join(entry.file_name()));
+    }
+    files.sort();
+    std::fs::rename(staging.path(), destination)?;
+    Ok(Written { count: files.len() as u64, files })
+}
+
+/// Where the row that counts points to.
+fn final_uri(batches: &[RecordBatch]) -> Result<String, Failure> {
+    let mut only = None;
+    for batch in batches {
+        let uris = text(batch, "uri")?;
+        let last = batch.column_by_name("final").and_then(|column| column.as_boolean_opt());
+        for row in 0..batch.num_rows() {
+            if last.is_none_or(|last| last.is_valid(row) && last.value(row)) {
+                only = Some(uris.value(row).to_owned());
+            }
+        }
+    }
+    only.ok_or_else(|| Failure::data("no row of this output is `final`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, BooleanArray, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn the_final_checkpoint_is_taken() {
+        let uris: ArrayRef = Arc::new(StringArray::from(vec!["step-1", "step-2"]));
+        let last: ArrayRef = Arc::new(BooleanArray::from(vec![false, true]));
+        let batch = RecordBatch::try_from_iter([("uri", uris.clone()), ("final", last)]).unwrap();
+        assert_eq!(final_uri(&[batch]).unwrap(), "step-2");
+        let none: ArrayRef = Arc::new(BooleanArray::from(vec![false, false]));
+        let batch = RecordBatch::try_from_iter([("uri", uris), ("final", none)]).unwrap();
+        assert!(final_uri(&[batch]).is_err());
+    }
+
+    #[test]
+    fn formats_have_names() {
+        assert_eq!("chat".parse(), Ok(Format::Chat));
+        assert!("xml".parse::<Format>().unwrap_err().contains("`jsonl`"));
+    }
+}
