@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ingrain_operators::export::Format;
 
 /// Puts what a company's documents say into a language model's weights.
 #[derive(Debug, Parser)]
@@ -24,6 +25,8 @@ pub(crate) enum Command {
     Why(WhyCall),
     /// Show the rows of a stage
     Show(ShowCall),
+    /// Write a stage's rows to a Parquet or JSON Lines file, or a checkpoint to a folder
+    Export(ExportCall),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
     /// List the operators, or explain one
@@ -71,12 +74,18 @@ pub(crate) struct StoreCall {
 pub(crate) struct RunCall {
     #[command(flatten)]
     pub(crate) store: StoreCall,
-    /// Run this stage and what it needs, and nothing else
+    /// Run this stage and what it needs, and nothing else; several times for several stages
     #[arg(long, value_name = "STAGE")]
-    pub(crate) until: Option<String>,
+    pub(crate) until: Vec<String>,
     /// Run this stage even if it is cached
     #[arg(long, value_name = "STAGE")]
     pub(crate) force: Vec<String>,
+    /// Take so many documents through every stage up to the mixture, and project what all would take
+    #[arg(long, value_name = "N", conflicts_with_all = ["until", "force"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) sample: Option<u64>,
+    /// Dollars that the pipeline may spend, over all its runs on the store, instead of `budget.usd`
+    #[arg(long, value_name = "USD")]
+    pub(crate) budget: Option<f64>,
     /// Where models are trained: `auto`, `cpu`, `cuda:0`
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
@@ -102,10 +111,6 @@ pub(crate) struct LaterCall {
     #[arg(long, hide = true)]
     cluster: Option<String>,
     #[arg(long, hide = true)]
-    budget: Option<String>,
-    #[arg(long, hide = true)]
-    sample: Option<String>,
-    #[arg(long, hide = true)]
     retry_rejects: bool,
     #[arg(long, hide = true)]
     verify: bool,
@@ -114,13 +119,7 @@ pub(crate) struct LaterCall {
 impl LaterCall {
     /// The first option given that isn't built yet.
     pub(crate) fn given(&self) -> Option<&'static str> {
-        let given = [
-            (self.cluster.is_some(), "--cluster"),
-            (self.budget.is_some(), "--budget"),
-            (self.sample.is_some(), "--sample"),
-            (self.retry_rejects, "--retry-rejects"),
-            (self.verify, "--verify"),
-        ];
+        let given = [(self.cluster.is_some(), "--cluster"), (self.retry_rejects, "--retry-rejects"), (self.verify, "--verify")];
         given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
     }
 }
@@ -154,12 +153,29 @@ pub(crate) struct ShowCall {
     /// How many rows
     #[arg(long, default_value_t = 10)]
     pub(crate) limit: usize,
+    /// Show the first requests that the stage sends to its teacher, instead of rows; nothing is sent
+    #[arg(long, conflicts_with = "predicate")]
+    pub(crate) prompts: bool,
     /// An SQL predicate over the columns
     #[arg(long = "where", value_name = "PREDICATE")]
     pub(crate) predicate: Option<String>,
     /// Write one JSON object per row
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// The stage, or `stage.output`
+    #[arg(value_name = "STAGE")]
+    pub(crate) output: String,
+    /// Where to: `rows.parquet`, `rows.jsonl`, or a folder for a checkpoint
+    pub(crate) destination: PathBuf,
+    /// `parquet`, `jsonl`, `chat` (JSON Lines of messages) or `folder` [default: by the destination's name]
+    #[arg(long)]
+    pub(crate) format: Option<Format>,
 }
 
 #[derive(Debug, Args)]

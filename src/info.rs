@@ -16,7 +16,7 @@ const STARTER: [(&str, &str); 3] = [
 ];
 
 /// Commands that the design names and that aren't built yet.
-const LATER: [&str; 7] = ["trace", "forget", "report", "export", "runs", "gc", "cluster"];
+const LATER: [&str; 6] = ["trace", "forget", "report", "runs", "gc", "cluster"];
 
 pub(crate) fn schema() -> Result<(), End> {
     let schema = serde_json::to_string_pretty(&json_schema(&REGISTRY)).map_err(|error| Failure::bug(error.to_string()))?;
@@ -36,6 +36,9 @@ pub(crate) fn operators(name: Option<&str>) -> Result<(), End> {
         return Ok(());
     };
     let operator = REGISTRY.operator(name).ok_or_else(|| {
+        if REGISTRY.planned.contains(&name) {
+            return Failure::data(format!("the operator `{name}` isn't built yet"));
+        }
         let names: Vec<String> = REGISTRY.operators.iter().map(|operator| format!("`{}`", operator.name)).collect();
         Failure::data(format!("no operator is called `{name}`")).hint(format!("the operators are {}", names.join(", ")))
     })?;

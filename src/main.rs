@@ -2,11 +2,13 @@
 
 mod call;
 mod doctor;
+mod export;
 mod info;
 mod pipeline;
 mod plan;
 mod progress;
 mod run;
+mod sample;
 mod show;
 
 use std::process::ExitCode;
@@ -34,6 +36,8 @@ impl From<Failure> for End {
 pub(crate) const STAGE_FAILED: u8 = 1;
 /// The pipeline file or the call is wrong.
 pub(crate) const WRONG: u8 = 2;
+/// Stopped by the budget.
+pub(crate) const SPENT: u8 = 3;
 /// Interrupted.
 pub(crate) const INTERRUPTED: u8 = 130;
 
@@ -69,6 +73,7 @@ async fn dispatch(command: Command) -> Result<(), End> {
         Command::Plan(call) => plan::plan(&call).await,
         Command::Why(call) => plan::why(&call).await,
         Command::Show(call) => show::show(call).await,
+        Command::Export(call) => export::export(&call).await,
         Command::Schema => info::schema(),
         Command::Operators { name } => info::operators(name.as_deref()),
         Command::Init { folder } => info::init(&folder),

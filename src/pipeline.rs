@@ -5,9 +5,10 @@ use std::{collections::HashSet, path::Path, process::ExitCode, sync::Arc};
 use ingrain_engine::{
     diagnostic::{Diagnostics, Source},
     failure::Failure,
+    operator::{DEFAULT_OUTPUT, Output},
     plan::{Plan, StageIndex},
-    run::{Environment, Settings, default_memory},
-    spec::{self, Size},
+    run::{Environment, Settings, Status, Table, default_memory, why},
+    spec::{self, Size, Spec},
     store::{Buckets, Store},
 };
 use ingrain_operators::REGISTRY;
@@ -21,13 +22,22 @@ use crate::{
 /// A checked pipeline.
 pub(crate) struct Pipeline {
     pub(crate) plan: Plan,
+    pub(crate) spec: Spec,
     buckets: Buckets,
-    store: Option<String>,
+    /// The file, as it was named in the call.
+    file: String,
+    /// Whose budget it spends from: the pipeline's, also where only a sample of it runs.
+    spends_as: String,
 }
 
 impl Pipeline {
     /// Reads and checks a file; prints every mistake.
     pub(crate) fn load(call: &FileCall) -> Result<Self, End> {
+        Self::load_with(call, None)
+    }
+
+    /// As [`Self::load`], with another budget than the file's.
+    pub(crate) fn load_with(call: &FileCall, budget: Option<f64>) -> Result<Self, End> {
         let name = call.file.display().to_string();
         let text = std::fs::read(&call.file).map_err(|error| {
             Failure::data(format!("`{name}` can't be read: {error}")).hint("`ingrain init` writes a file to start from")
@@ -43,15 +53,17 @@ impl Pipeline {
                 .ok_or_else(|| Failure::data(format!("`--set {set}` has no value")).hint("write `--set vars.name=value`"))?;
             overrides.push((name.to_owned(), value.to_owned()));
         }
-        let (spec, mut wrong) = spec::parse(&source, &REGISTRY, &overrides, &|name| std::env::var(name).ok());
+        let (mut spec, mut wrong) = spec::parse(&source, &REGISTRY, &overrides, &|name| std::env::var(name).ok());
         let folder = call.file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
         let mut loaded = None;
-        if let Some(spec) = &spec {
+        if let Some(spec) = &mut spec {
+            spec.budget = budget.or(spec.budget);
             let (plan, more) = Plan::compile(spec, &REGISTRY, folder);
             wrong.extend(more);
             if wrong.is_empty() {
                 let buckets = Buckets::new(spec.buckets.clone())?;
-                loaded = plan.map(|plan| Self { plan, buckets, store: spec.store.clone() });
+                let (file, spends_as) = (source.name.clone(), spec.pipeline.clone());
+                loaded = plan.map(|plan| Self { plan, spec: spec.clone(), buckets, file, spends_as });
             }
         }
         match loaded {
@@ -61,6 +73,14 @@ impl Pipeline {
                 Err(End::Told(ExitCode::from(WRONG)))
             }
         }
+    }
+
+    /// The same file with other stages.
+    pub(crate) fn with(&self, spec: Spec) -> Result<Self, Failure> {
+        let (plan, wrong) = Plan::compile(&spec, &REGISTRY, self.plan.folder.clone());
+        let said = || wrong.iter().map(|diagnostic| diagnostic.message.clone()).collect::<Vec<_>>().join("; ");
+        let plan = plan.ok_or_else(|| Failure::bug(format!("the changed pipeline has mistakes: {}", said())))?;
+        Ok(Self { plan, spec, buckets: self.buckets.clone(), file: self.file.clone(), spends_as: self.spends_as.clone() })
     }
 
     /// The stage called `name`.
@@ -74,6 +94,40 @@ impl Pipeline {
     /// Every stage.
     pub(crate) fn all(&self) -> HashSet<StageIndex> {
         self.plan.stages().map(|(index, _)| index).collect()
+    }
+
+    /// The output that `STAGE[.OUTPUT]` means, with its stage.
+    pub(crate) fn output(&self, written: &str) -> Result<(StageIndex, &Output), Failure> {
+        let (stage_name, name) = written.split_once('.').unwrap_or((written, DEFAULT_OUTPUT));
+        let index = self.stage(stage_name)?;
+        let stage = self.plan.stage(index);
+        let output = stage.output(name).ok_or_else(|| {
+            let names: Vec<String> = stage.outputs.iter().map(|output| format!("`{stage_name}.{}`", output.name)).collect();
+            Failure::data(format!("`{stage_name}` has no output `{name}`")).hint(format!("it has {}", names.join(", ")))
+        })?;
+        Ok((index, output))
+    }
+
+    /// The table of an output, as the pipeline stands now.
+    pub(crate) async fn table(
+        &self,
+        environment: &Arc<Environment>,
+        index: StageIndex,
+        output: &Output,
+    ) -> Result<Table, Failure> {
+        if !environment.store.is_there() {
+            return Err(Failure::data(format!("there is no store at `{}`", environment.store.location()))
+                .hint(format!("`ingrain run {}` makes one; `--store` names another", self.file)));
+        }
+        let statuses = why(&self.plan, environment, &self.plan.needed_by(index), HashSet::new()).await?;
+        let status = statuses.into_iter().find(|(found, _)| *found == index).map(|(_, status)| status);
+        let Some(Status::Hit { manifest, .. }) = status else {
+            let name = &self.plan.stage(index).name;
+            return Err(Failure::data(format!("`{name}` hasn't run as it stands now"))
+                .hint(format!("run it: `ingrain run {} --until {name}`", self.file)));
+        };
+        let table = manifest.outputs.get(&output.name).ok_or_else(|| Failure::bug("an artifact without a bound output"))?;
+        Ok(Table::new(environment, output.schema.clone(), table.clone()))
     }
 
     /// How the buckets of the pipeline are reached.
@@ -104,7 +158,7 @@ impl Pipeline {
     /// Where the store is: as the call says, else as the file says, else beside the file.
     pub(crate) fn location(&self, given: Option<&str>) -> String {
         let beside = |path: &str| self.plan.folder.join(path).to_string_lossy().into_owned();
-        match (given, &self.store) {
+        match (given, &self.spec.store) {
             (Some(given), _) => given.to_owned(),
             (None, Some(written)) if written.contains("://") => written.clone(),
             (None, Some(written)) => beside(written),
@@ -126,6 +180,8 @@ impl Pipeline {
             cache: cache()?,
             cache_limit: cache_limit()?,
             registry: REGISTRY,
+            pipeline: self.spends_as.clone(),
+            budget: self.spec.budget,
             models: self.plan.models.clone(),
             device: device.to_owned(),
             memory,

@@ -4,6 +4,7 @@ use std::{collections::HashSet, io::Write};
 
 use ingrain_engine::{
     failure::Failure,
+    plan::Stage,
     run::{Reason, Status, why as statuses},
 };
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use crate::{
     End,
     call::{FileCall, PlanCall, WhyCall},
     pipeline::Pipeline,
-    progress::{grouped, tell},
+    progress::{rows as rows_of, tell},
 };
 
 pub(crate) fn check(call: &FileCall) -> Result<(), End> {
@@ -29,8 +30,11 @@ pub(crate) async fn plan(call: &PlanCall) -> Result<(), End> {
     let width = found.iter().map(|(index, _)| pipeline.plan.stage(*index).name.len()).max().unwrap_or(0);
     for (index, status) in &found {
         let stage = pipeline.plan.stage(*index);
-        let line =
-            if call.json { told(&stage.name, status).to_string() } else { format!("{:width$}  {}", stage.name, said(status)) };
+        let line = if call.json {
+            told(&stage.name, status).to_string()
+        } else {
+            format!("{:width$}  {}", stage.name, said(stage, status))
+        };
         writeln!(stdout, "{line}").map_err(Failure::from)?;
     }
     let runs = found.iter().filter(|(_, status)| !matches!(status, Status::Hit { .. })).count();
@@ -62,17 +66,17 @@ pub(crate) async fn why(call: &WhyCall) -> Result<(), End> {
                     writeln!(stdout, "  {reason}").map_err(Failure::from)?;
                 }
             }
-            other => writeln!(stdout, "`{}`: {}", call.stage, said(other)).map_err(Failure::from)?,
+            other => writeln!(stdout, "`{}`: {}", call.stage, said(pipeline.plan.stage(index), other)).map_err(Failure::from)?,
         }
     }
     Ok(())
 }
 
-fn said(status: &Status) -> String {
+fn said(stage: &Stage, status: &Status) -> String {
     match status {
         Status::Hit { manifest, .. } => {
-            let rows = manifest.outputs.get("default").or_else(|| manifest.outputs.values().next()).map_or(0, |table| table.rows);
-            format!("cached, {} rows", grouped(rows))
+            let rows = manifest.outputs.get(stage.main_output()).map_or(0, |table| table.rows);
+            format!("cached, {}", rows_of(rows))
         }
         Status::Run { reasons, .. } => {
             let more = if reasons.len() > 1 { format!(" (and {} more)", reasons.len() - 1) } else { String::new() };

@@ -10,6 +10,7 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use ingrain_engine::{
     diagnostic::Diagnostics,
+    operator::Price,
     run::{Counters, Event, StageReport},
 };
 
@@ -47,6 +48,11 @@ pub(crate) fn grouped(n: u64) -> String {
     text
 }
 
+/// "12,345 rows", "1 row"
+pub(crate) fn rows(n: u64) -> String {
+    format!("{} row{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
 /// One line per stage on a terminal; nothing elsewhere.
 pub(crate) struct Progress {
     lines: MultiProgress,
@@ -75,7 +81,7 @@ impl Progress {
                 bar.enable_steady_tick(Duration::from_millis(120));
                 bars.insert(stage.clone(), bar);
             }
-            Event::Cached { stage, rows } => self.line(stage, &format!("cached, {} rows", grouped(*rows))),
+            Event::Cached { stage, rows } => self.line(stage, &format!("cached, {}", self::rows(*rows))),
             Event::Finished(report) => {
                 if let Some(bar) = bars.remove(&report.stage) {
                     bar.finish_and_clear();
@@ -93,7 +99,7 @@ impl Progress {
     }
 
     /// Brings a running stage's line up to date.
-    pub(crate) fn update(&self, stage: &str, counters: &Counters) {
+    pub(crate) fn update(&self, stage: &str, counters: &Counters, price: Option<Price>) {
         let bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(bar) = bars.get(stage) else { return };
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -104,7 +110,7 @@ impl Progress {
         }
         let rows = load(&counters.rows);
         let rate = rows as f64 / bar.elapsed().as_secs_f64().max(0.1);
-        let mut text = format!("{} rows, {}/s", grouped(rows), grouped(rate as u64));
+        let mut text = format!("{}, {}/s", self::rows(rows), grouped(rate as u64));
         let (done, partitions) = (load(&counters.partitions_done), load(&counters.partitions));
         if partitions > 1 {
             text.push_str(&format!(", {done} of {partitions} partitions"));
@@ -115,8 +121,13 @@ impl Progress {
         }
         let (calls, hits) = (load(&counters.calls), load(&counters.memo_hits));
         if calls + hits > 0 {
-            let tokens = load(&counters.input_tokens) + load(&counters.output_tokens);
-            text.push_str(&format!(", {} calls, {} from memo, {} tokens", grouped(calls), grouped(hits), grouped(tokens)));
+            let (input, output) = (load(&counters.input_tokens), load(&counters.output_tokens));
+            let per_second = calls as f64 / bar.elapsed().as_secs_f64().max(0.1);
+            text.push_str(&format!(", {} calls ({per_second:.1}/s), {} from memo", grouped(calls), grouped(hits)));
+            text.push_str(&format!(", {} tokens", grouped(input + output)));
+            if let Some(price) = price {
+                text.push_str(&format!(", ${:.4}", price.of(input, output)));
+            }
         }
         bar.set_message(text);
     }
@@ -127,12 +138,15 @@ impl Progress {
 }
 
 fn said(report: &StageReport) -> String {
-    let mut text = format!("{} rows in {:.1} s", grouped(report.rows), report.seconds);
+    let mut text = format!("{} in {:.1} s", rows(report.rows), report.seconds);
     if report.rejects > 0 {
         text.push_str(&format!(", {} rejected", grouped(report.rejects)));
     }
     if report.calls + report.memo_hits > 0 {
         text.push_str(&format!(", {} calls, {} from memo", grouped(report.calls), grouped(report.memo_hits)));
+    }
+    if let Some(usd) = report.usd {
+        text.push_str(&format!(", {} tokens, ${usd:.4}", grouped(report.input_tokens + report.output_tokens)));
     }
     text
 }

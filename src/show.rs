@@ -1,6 +1,6 @@
 //! `show`
 
-use std::{collections::BTreeMap, io::Write};
+use std::{collections::BTreeMap, io::Write, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, StringArray},
@@ -9,15 +9,21 @@ use arrow::{
 use futures::TryStreamExt;
 use ingrain_engine::{
     failure::Failure,
-    run::{Status, Table, query, why},
+    operator::Resource,
+    plan::StageIndex,
+    run::{Environment, query, rehearse},
 };
-use serde_json::Value;
+use ingrain_operators::{
+    condition,
+    teachers::{Request, preview},
+};
+use serde_json::{Value, json};
 
 use crate::{
     End,
     call::ShowCall,
     pipeline::Pipeline,
-    progress::{grouped, printable, tell},
+    progress::{grouped, printable, rows as rows_of, tell},
 };
 
 /// Characters of a cell that a table shows.
@@ -25,31 +31,18 @@ const CELL: usize = 64;
 
 pub(crate) async fn show(call: ShowCall) -> Result<(), End> {
     let pipeline = Pipeline::load(&call.store.file)?;
-    let (stage_name, output_name) = call.output.split_once('.').unwrap_or((&call.output, "default"));
-    let index = pipeline.stage(stage_name)?;
-    let stage = pipeline.plan.stage(index);
-    let output = stage.output(output_name).ok_or_else(|| {
-        let names: Vec<String> = stage.outputs.iter().map(|output| format!("`{stage_name}.{}`", output.name)).collect();
-        Failure::data(format!("`{stage_name}` has no output `{output_name}`")).hint(format!("it has {}", names.join(", ")))
-    })?;
+    let (index, output) = pipeline.output(&call.output)?;
     let environment = pipeline.open(&call.store).await?;
-    if !environment.store.is_there() {
-        return Err(Failure::data(format!("there is no store at `{}`", environment.store.location()))
-            .hint(format!("`ingrain run {}` makes one; `--store` names another", call.store.file.file.display()))
-            .into());
+    if call.prompts {
+        return prompts(&pipeline, environment, index, &call).await;
     }
-    let statuses = why(&pipeline.plan, &environment, &pipeline.plan.needed_by(index), Default::default()).await?;
-    let status = statuses.into_iter().find(|(found, _)| *found == index).map(|(_, status)| status);
-    let Some(Status::Hit { manifest, .. }) = status else {
-        return Err(Failure::data(format!("`{stage_name}` hasn't run as it stands now"))
-            .hint(format!("run it: `ingrain run {} --until {stage_name}`", call.store.file.file.display()))
-            .into());
-    };
-    let table = manifest.outputs.get(output_name).ok_or_else(|| Failure::bug("an artifact without a bound output"))?;
-    let table = Table::new(&environment, output.schema.clone(), table.clone());
+    let table = pipeline.table(&environment, index, output).await?;
     let total = table.rows();
     let inputs: BTreeMap<_, _> = [("rows".to_owned(), vec![table])].into();
-    let predicate = call.predicate.as_deref().map(|predicate| format!(" where {predicate}")).unwrap_or_default();
+    let predicate = match &call.predicate {
+        Some(predicate) => format!(" where {}", condition(predicate, &output.schema)?),
+        None => String::new(),
+    };
     let order = if output.schema.column_with_name("position").is_some() { "position" } else { "row_id" };
     let sql = format!("select * from rows{predicate} order by {order} limit {}", call.limit);
     let rows: Vec<RecordBatch> = query(&environment, &inputs, &sql).await?.try_collect().await.map_err(Failure::from)?;
@@ -62,7 +55,46 @@ pub(crate) async fn show(call: ShowCall) -> Result<(), End> {
     }
     print_rows(&mut stdout, &rows, &[])?;
     let shown: usize = rows.iter().map(RecordBatch::num_rows).sum();
-    tell(&format!("{} of {} rows", grouped(shown as u64), grouped(total)), None);
+    tell(&format!("{} of {}", grouped(shown as u64), rows_of(total)), None);
+    Ok(())
+}
+
+/// Prints requests as they would be sent.
+async fn prompts(pipeline: &Pipeline, environment: Arc<Environment>, index: StageIndex, call: &ShowCall) -> Result<(), End> {
+    let stage = pipeline.plan.stage(index);
+    if stage.operator.resource() != Resource::Teacher {
+        return Err(Failure::data(format!("`{}` asks no teacher", stage.name))
+            .hint("leave `--prompts` out to see its rows")
+            .into());
+    }
+    let preview = preview(&environment, call.limit)?;
+    let requests = preview.requests(rehearse(&pipeline.plan, &environment, index)).await?;
+    let mut stdout = std::io::stdout().lock();
+    for (number, request) in requests.iter().enumerate() {
+        let told = if call.json {
+            let Request { messages, decoding, response_format, .. } = request;
+            writeln!(stdout, "{}", json!({ "messages": messages, "decoding": decoding, "response_format": response_format }))
+        } else {
+            let decoding = request.decoding;
+            let said: String = request
+                .messages
+                .iter()
+                .map(|message| format!("[{}]\n{}\n", message.role.as_str(), printable(&message.content)))
+                .collect();
+            writeln!(
+                stdout,
+                "request {} (temperature {}, top_p {}, at most {} tokens)\n{said}",
+                number + 1,
+                decoding.temperature,
+                decoding.top_p,
+                decoding.max_output_tokens
+            )
+        };
+        told.map_err(Failure::from)?;
+    }
+    if requests.is_empty() {
+        tell("the stage would ask nothing", None);
+    }
     Ok(())
 }
 
