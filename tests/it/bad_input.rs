@@ -108,3 +108,37 @@ fn an_exam_whose_answer_is_no_option_is_a_reject() {
     assert_eq!(project.rows("documents", &[]).len(), 1);
     assert_eq!(project.rows("documents.rejects", &[])[0]["reason"], "bad_question");
 }
+
+#[test]
+fn a_condition_is_checked_before_rows_are_read() {
+    let project = reading(&[("docs/a.txt", b"Text of a."), ("docs/b.txt", b"Other.")], "{ op: read, path: \"docs/*\" }");
+    project.ran(&[]);
+    let rows = project.rows("documents", &["--where", "text like 'Other%'"]);
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0]["doc_id"], "b.txt");
+    for (condition, said) in
+        [("txt = 'a'", "no column `txt`"), ("length(text)", "must be true or false"), ("text = ", "`text = `")]
+    {
+        let output = project.call(&["show", "pipeline.yaml", "documents", "--where", condition]);
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(stderr.contains(said) && !stderr.contains("DataFusion"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_stage_that_pays_for_rejects_ends_early() {
+    let project = Project::new();
+    // No fact stands in a text of one word: the offline teacher finds nothing to ask.
+    let lines: String = (0..300).map(|n| format!("{{\"doc_id\": \"{n}\", \"text\": \"hm\"}}\n")).collect();
+    project.write("docs.jsonl", lines);
+    project.write(
+        "pipeline.yaml",
+        "pipeline: poor\nmodels: { offline: { offline: {} } }\nstages:\n  documents: { op: read, path: docs.jsonl }\n  \
+         qa: { op: synthesize_qa, from: documents, teacher: offline }\n",
+    );
+    let said = project.run(&[]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("units of work were rejected, and `min_yield` demands 50 % accepted"), "{}", said.stderr);
+    assert!(said.stderr.contains("every answer is kept"), "{}", said.stderr);
+}

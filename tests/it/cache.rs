@@ -1,5 +1,7 @@
 //! What runs again and what doesn't.
 
+use std::collections::BTreeSet;
+
 use crate::project::Project;
 
 const PIPELINE: &str = r#"pipeline: notes
@@ -82,6 +84,50 @@ fn a_changed_field_runs_its_stage_and_what_depends_on_it() {
     assert_eq!(project.ran(&[]).executed(), ["chunks", "counts", "halves", "long", "unique"]);
     project.write("pipeline.yaml", PIPELINE);
     assert_eq!(project.ran(&[]).executed(), Vec::<&str>::new(), "the first artifacts are still there");
+    // What a stage is compared with is the last run, also where that found everything.
+    project.write("pipeline.yaml", PIPELINE.replace("overlap_characters: 20", "overlap_characters: 30"));
+    let why = project.call(&["why", "pipeline.yaml", "chunks"]);
+    assert!(String::from_utf8_lossy(&why.stdout).contains("`overlap_characters`: 20 -> 30"));
+}
+
+const TAUGHT: &str = r#"pipeline: taught
+models: { offline: { offline: {} } }
+stages:
+  documents: { op: read, path: "docs/*.md" }
+  passages: { op: chunk, from: documents, max_characters: 200, overlap_characters: 20 }
+  qa: { op: synthesize_qa, from: passages, teacher: offline, pairs: 3, draws: 2 }
+  unique: { op: dedup, from: qa, column: question }
+  units: { op: chunk, from: documents, max_characters: 4000 }
+  whole: { op: synthesize_qa, from: units, teacher: offline, pairs: 3 }
+"#;
+
+#[test]
+fn another_overlap_asks_the_teacher_nothing_that_it_was_asked_before() {
+    let project = project();
+    project.write("pipeline.yaml", TAUGHT);
+    let texts = || -> BTreeSet<String> { project.rows("passages", &[]).iter().map(|row| row["text"].to_string()).collect() };
+    let first = project.ran(&[]);
+    let before = texts();
+    assert_eq!(first.report("qa")["calls"], 2 * before.len(), "a call for each draw of each passage");
+    project.write("pipeline.yaml", TAUGHT.replace("overlap_characters: 20", "overlap_characters: 60"));
+    let second = project.ran(&[]);
+    assert_eq!(second.executed(), ["passages", "qa", "unique"]);
+    let after = texts();
+    let (new, known) = (after.difference(&before).count(), after.intersection(&before).count());
+    assert!(new > 0 && known > 0, "{new} new passages, {known} known ones");
+    assert_eq!(second.report("qa")["calls"], 2 * new);
+    assert_eq!(second.report("qa")["memo_hits"], 2 * known);
+}
+
+#[test]
+fn a_new_document_is_asked_about_and_no_other() {
+    let project = project();
+    project.write("pipeline.yaml", TAUGHT);
+    project.ran(&[]);
+    project.write("docs/new.md", document(99));
+    let said = project.ran(&[]);
+    assert_eq!(said.report("whole")["calls"], 1);
+    assert_eq!(said.report("whole")["memo_hits"], 12);
 }
 
 #[test]

@@ -14,6 +14,7 @@ stages:
   documents: { op: read, path: "docs/*.md" }
   chunks: { op: chunk, from: documents, max_characters: 200, overlap_characters: 20 }
   unique: { op: dedup, from: chunks, column: text }
+  near: { op: dedup, from: chunks, column: text, within: doc_id, similarity: 0.3 }
   long: { op: filter, from: unique, where: "length(text) > 20" }
   halves: { op: split, from: long, heldout: 0.25 }
   counts: { op: sql, from: { chunks: chunks }, query: "select doc_id, count(*) as n from chunks group by doc_id", key: [doc_id] }

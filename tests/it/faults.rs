@@ -1,6 +1,7 @@
 //! kill -9 at many moments of a run, then run again: the tables of an undisturbed run.
 
 use std::{
+    io::{BufRead, BufReader},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -87,6 +88,59 @@ fn one_run_killed_again_and_again_ends_right() {
     }
     project.ran(&["--store", "store", SMALL[0], SMALL[1]]);
     assert_eq!(project.digests("store", "faults"), project.digests("undisturbed", "faults"));
+}
+
+/// Starts a run, lets it come to `stage`, and kills it when `here` holds; gives whether it was still running.
+fn kill_in(project: &Project, stage: &str, here: impl Fn(&std::path::Path) -> bool) -> bool {
+    let words = ["run", "pipeline.yaml", "--store", "store", "--json", SMALL[0], SMALL[1]];
+    let mut child = project.command(&words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+    let events = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let begun = format!("\"event\":\"started\",\"stage\":\"{stage}\"");
+    let mut started = events.map_while(Result::ok);
+    assert!(started.any(|event| event.contains(&begun)), "`{stage}` never started");
+    // Nobody reads the pipe any more: what is left of the run fits into it.
+    let store = project.path("store");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !here(&store) && child.try_wait().expect("a child").is_none() {
+        assert!(Instant::now() < deadline, "the run stands still");
+        std::thread::yield_now();
+    }
+    child.kill().expect("killed");
+    !child.wait().expect("a status").success()
+}
+
+#[test]
+fn a_run_killed_within_a_stage_or_a_commit_goes_on() {
+    let project = project();
+    project.ran(&["--store", "undisturbed", SMALL[0], SMALL[1]]);
+    let expected = project.digests("undisturbed", "faults");
+    let mut killed = Vec::new();
+    for (place, stage) in ["documents", "chunks", "qa", "unique"].into_iter().enumerate() {
+        // In the middle of its partitions, and when its manifest is written but perhaps not its action.
+        for commit in [false, true] {
+            let _ = std::fs::remove_dir_all(project.path("store"));
+            let _ = std::fs::remove_dir_all(project.path(".cache"));
+            let parts = std::cell::Cell::new(None);
+            let running = kill_in(&project, stage, |store| match commit {
+                true => count(&store.join("manifests")) > place,
+                false => {
+                    let now = count(&store.join("parts"));
+                    now >= parts.get().unwrap_or_else(|| {
+                        parts.set(Some(now + 4));
+                        now + 4
+                    })
+                }
+            });
+            if running {
+                killed.push((stage, commit, count(&project.path("store/manifests")), count(&project.path("store/actions"))));
+            }
+            let said = project.ran(&["--store", "store", SMALL[0], SMALL[1]]);
+            assert_eq!(project.digests("store", "faults"), expected, "killed in `{stage}`, commit: {commit}");
+            assert!(running == said.executed().contains(&stage) || commit, "`{stage}` goes on after {killed:?}");
+        }
+    }
+    assert!(killed.iter().filter(|(_, commit, ..)| !commit).count() >= 3, "killed within {killed:?}");
+    assert!(killed.iter().filter(|(_, commit, ..)| *commit).count() >= 2, "killed within {killed:?}");
 }
 
 #[test]

@@ -364,3 +364,116 @@ fn proxies_of_the_environment_are_used() {
     let asked = server.asked.lock().expect("not poisoned");
     assert!(asked[0].head.starts_with("POST http://teacher.invalid/v1/chat/completions"), "{}", asked[0].head);
 }
+
+#[test]
+fn a_killed_run_asks_nothing_again_that_was_answered() {
+    let answered = Arc::new(Mutex::new(std::collections::BTreeSet::new()));
+    let (replied, open) = (Arc::clone(&answered), Arc::new(Mutex::new(20)));
+    let left = Arc::clone(&open);
+    let server = Server::start(move |asked, _| {
+        let mut left = left.lock().expect("not poisoned");
+        if *left == 0 {
+            return Reply::Hang;
+        }
+        *left -= 1;
+        replied.lock().expect("not poisoned").insert(asked.unit.clone());
+        said(&pair(&asked.unit), "stop")
+    });
+    let project = project(&url(&server), 60, "");
+    let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("the pipeline");
+    project.write("pipeline.yaml", pipeline.replace("stages:\n", "    max_in_flight: 4\nstages:\n"));
+    let mut child = project
+        .command(&["run", "pipeline.yaml", "--json"])
+        .env("TEACHER_KEY", KEY)
+        .env("NO_PROXY", "127.0.0.1")
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("starts");
+    // Twenty answers are out and four requests hang: nothing more comes.
+    while server.requests() < 24 {
+        std::thread::yield_now();
+    }
+    child.kill().expect("killed");
+    child.wait().expect("a status");
+    *open.lock().expect("not poisoned") = 1000;
+    let before = answered.lock().expect("not poisoned").clone();
+    ran(&run(&project, &[], KEY));
+    assert_eq!(project.rows("qa", &[]).len(), 60);
+    let counts = server.by_unit();
+    let again: Vec<&String> = before.iter().filter(|unit| counts[*unit] > 1).collect();
+    // An answer on its way when the process died counts as in flight.
+    assert!(again.len() <= 4, "{again:?} were answered and asked for again");
+    assert!(server.requests() <= 60 + 4 + again.len(), "{} requests", server.requests());
+}
+
+#[test]
+fn a_budget_is_never_passed_and_what_is_left_is_asked_when_it_is_raised() {
+    let server = Server::start(|asked, _| said(&pair(&asked.unit), "stop"));
+    let project = project(&url(&server), 60, "");
+    let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("the pipeline");
+    // 100 and 20 tokens a call: 0.3 cents. The worst that one may cost is a token a byte and 25 tokens.
+    let priced = pipeline
+        .replace("stages:\n", "    price: { input: 10, output: 100 }\nbudget: { usd: 0.09 }\nstages:\n")
+        .replace("pairs: 1,", "pairs: 1, max_output_tokens: 25,");
+    project.write("pipeline.yaml", &priced);
+    let stopped = run(&project, &[], KEY);
+    assert_eq!(stopped.status.code(), Some(3), "{}", String::from_utf8_lossy(&stopped.stderr));
+    assert!(String::from_utf8_lossy(&stopped.stderr).contains("the budget of $0.0900 is spent"));
+    let paid = server.requests();
+    assert!(paid > 5 && paid as f64 * 0.003 <= 0.09, "{paid} calls");
+    assert_eq!(run(&project, &[], KEY).status.code(), Some(3), "another run has no more to spend");
+    let still = server.requests();
+    assert!(still as f64 * 0.003 <= 0.09, "{still} calls");
+    ran(&run(&project, &["--budget", "1.00"], KEY));
+    assert_eq!(server.requests(), 60, "nothing is paid for twice");
+    assert_eq!(project.rows("qa", &[]).len(), 60);
+    project.write("pipeline.yaml", priced.replace("    price: { input: 10, output: 100 }\n", ""));
+    let unpriced = run(&project, &[], KEY);
+    assert_eq!(unpriced.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unpriced.stderr).contains("nothing says what `teacher` costs"));
+}
+
+#[test]
+fn a_sample_projects_what_the_whole_run_then_takes() {
+    let server = Server::start(|asked, _| said(&pair(&asked.unit), "stop"));
+    let project = project(&url(&server), 60, "");
+    let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("the pipeline");
+    project.write("pipeline.yaml", pipeline.replace("stages:\n", "    price: { input: 10, output: 100 }\nstages:\n"));
+    let sampled = run(&project, &["--sample", "5"], KEY);
+    ran(&sampled);
+    assert_eq!(server.requests(), 5);
+    let events = String::from_utf8_lossy(&sampled.stdout).into_owned();
+    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).collect::<Vec<_>>();
+    let projection = events.iter().find(|event| event["event"] == "projection").expect("a projection");
+    assert_eq!((&projection["stage"], &projection["documents"], &projection["sampled"]), (&json!("qa"), &json!(60), &json!(5)));
+    for (quantity, value) in [("requests", 60.0), ("input_tokens", 6000.0), ("output_tokens", 1200.0), ("usd", 0.18)] {
+        let projected = projection[quantity]["value"].as_f64().expect("a number");
+        assert!((projected / value - 1.0).abs() < 0.02, "{quantity}: {projected} and not {value}");
+    }
+    assert!(
+        events.iter().any(|event| event["event"] == "sample" && event["rows"].as_array().is_some_and(|rows| !rows.is_empty()))
+    );
+    // A second look at the same sample is free, and the whole run goes on from it.
+    ran(&run(&project, &["--sample", "5"], KEY));
+    assert_eq!(server.requests(), 5);
+    ran(&run(&project, &[], KEY));
+    assert_eq!(server.requests(), 60);
+}
+
+#[test]
+fn prompts_are_shown_and_not_sent() {
+    let server = Server::start(|asked, _| said(&pair(&asked.unit), "stop"));
+    let project = project(&url(&server), 12, "");
+    project.call(&["run", "pipeline.yaml", "--until", "documents"]);
+    let shown = project.call(&["show", "pipeline.yaml", "qa", "--prompts", "--limit", "3", "--json"]);
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let requests: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(requests.len(), 3);
+    assert!(requests[0]["messages"][0]["content"].as_str().is_some_and(|content| content.contains("The text of unit-")));
+    assert_eq!(server.requests(), 0);
+    let all = project.call(&["show", "pipeline.yaml", "qa", "--prompts", "--limit", "100"]);
+    assert_eq!(String::from_utf8_lossy(&all.stdout).matches("\n[user]\n").count(), 12);
+    let none = project.call(&["show", "pipeline.yaml", "documents", "--prompts"]);
+    assert!(String::from_utf8_lossy(&none.stderr).contains("`documents` asks no teacher"));
+}

@@ -1,0 +1,95 @@
+//! What other tools are given.
+
+use serde_json::Value;
+
+use crate::{cache::document, project::Project};
+
+const PIPELINE: &str = r#"pipeline: exported
+models: { offline: { offline: {} } }
+stages:
+  documents: { op: read, path: "docs/*.md" }
+  qa: { op: synthesize_qa, from: documents, teacher: offline, pairs: 3 }
+  words: { op: tokenizer, from: documents, vocabulary: 300 }
+  base: { op: checkpoint, from: words, preset: tiny }
+  mixture: { op: mix, from: { sources: [qa, documents], tokenizer: words }, tokens: 2000 }
+"#;
+
+fn project() -> Project {
+    let project = Project::new();
+    for n in 0..4 {
+        project.write(&format!("docs/{n}.md"), document(n));
+    }
+    project.write("pipeline.yaml", PIPELINE);
+    project.ran(&[]);
+    project
+}
+
+fn exported(project: &Project, words: &[&str]) {
+    let words: Vec<&str> = ["export", "pipeline.yaml"].iter().chain(words).copied().collect();
+    let output = project.call(&words);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn lines(project: &Project, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(project.path(name)).expect("written");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[test]
+fn tables_leave_as_they_are() {
+    let project = project();
+    exported(&project, &["qa", "out/qa.jsonl"]);
+    let sorted = |mut rows: Vec<Value>| {
+        rows.sort_by_key(|row| row["row_id"].to_string());
+        rows
+    };
+    assert_eq!(sorted(lines(&project, "out/qa.jsonl")), sorted(project.rows("qa", &[])));
+    exported(&project, &["qa", "out/qa.parquet"]);
+    let file = std::fs::File::open(project.path("out/qa.parquet")).expect("written");
+    let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet");
+    let rows: usize = rows.build().expect("rows").map(|batch| batch.expect("a batch").num_rows()).sum();
+    assert_eq!(rows, project.rows("qa", &[]).len());
+    let described: Value =
+        serde_json::from_slice(&std::fs::read(project.path("out/qa.parquet.croissant.json")).expect("written")).expect("JSON");
+    assert_eq!(described["conformsTo"], "http://mlcommons.org/croissant/1.0");
+    assert_eq!(described["distribution"][0]["contentUrl"], "qa.parquet");
+    let again = project.call(&["export", "pipeline.yaml", "qa", "out/qa.parquet"]);
+    assert_eq!(again.status.code(), Some(2), "a file that is there stays");
+}
+
+#[test]
+fn a_mixture_leaves_as_conversations_in_its_order() {
+    let project = project();
+    exported(&project, &["mixture", "chat.jsonl", "--format", "chat"]);
+    let mut mixture = project.rows("mixture", &[]);
+    mixture.sort_by_key(|row| row["position"].as_i64());
+    let chat = lines(&project, "chat.jsonl");
+    assert_eq!(chat.len(), mixture.len());
+    for (line, row) in chat.iter().zip(&mixture) {
+        assert_eq!(line["row_id"], row["row_id"]);
+        let text = row["text"].as_str().expect("text");
+        let said = line["messages"].as_array().expect("messages").last().expect("one")["content"].as_str().expect("text");
+        assert!(text.ends_with(said));
+        match row["kind"].as_str() {
+            Some("qa") => {
+                let asked = line["messages"][0]["content"].as_str().expect("text");
+                assert_eq!(text, format!("Question: {asked}\nAnswer: {said}"));
+            }
+            _ => assert_eq!(text, said),
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_leaves_as_its_folder() {
+    let project = project();
+    exported(&project, &["base", "model"]);
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        assert!(project.path("model").join(name).is_file(), "`{name}`");
+    }
+    let wrong = project.call(&["export", "pipeline.yaml", "qa", "rows"]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("doesn't say what to write"));
+    let none = project.call(&["export", "pipeline.yaml", "qa", "rows", "--format", "folder"]);
+    assert!(String::from_utf8_lossy(&none.stderr).contains("point to no files"));
+    assert!(!project.path("rows").exists());
+}
