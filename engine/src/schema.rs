@@ -45,27 +45,31 @@ impl SchemaBytes {
     }
 }
 
-/// The schemas that arrive at ports, as text.
+/// The schemas that an operator was bound with, as text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct PortSchemas(BTreeMap<String, Vec<(String, SchemaBytes)>>);
+pub(crate) struct InputSchemas {
+    ports: BTreeMap<String, Vec<(String, SchemaBytes)>>,
+    source: Option<SchemaBytes>,
+}
 
-impl PortSchemas {
+impl InputSchemas {
     pub(crate) fn new(inputs: &Inputs) -> Self {
         let text = |input: &Input| (input.name.clone(), SchemaBytes::new(&input.schema));
-        Self(inputs.ports.iter().map(|(port, inputs)| (port.clone(), inputs.iter().map(text).collect())).collect())
+        let ports = inputs.ports.iter().map(|(port, inputs)| (port.clone(), inputs.iter().map(text).collect())).collect();
+        Self { ports, source: inputs.source.as_deref().map(SchemaBytes::new) }
     }
 
     pub(crate) fn inputs(&self) -> Result<Inputs, Failure> {
         let mut ports = BTreeMap::new();
-        for (port, inputs) in &self.0 {
+        for (port, inputs) in &self.ports {
             let mut opened = Vec::new();
             for (name, schema) in inputs {
                 opened.push(Input { name: name.clone(), schema: schema.schema()? });
             }
             ports.insert(port.clone(), opened);
         }
-        Ok(Inputs { ports })
+        let source = self.source.as_ref().map(SchemaBytes::schema).transpose()?;
+        Ok(Inputs { ports, source })
     }
 }
 

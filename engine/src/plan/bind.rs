@@ -12,7 +12,7 @@ use petgraph::{
     graph::DiGraph,
 };
 
-use super::{Edge, Plan, Stage, StageIndex, leakage};
+use super::{Edge, Plan, SourceColumns, Stage, StageIndex, leakage};
 use crate::{
     diagnostic::{Diagnostic, Span, nearest, quoted},
     operator::{
@@ -33,7 +33,12 @@ struct Draft<'a> {
     edges: Vec<(usize, Edge)>,
 }
 
-pub(super) fn compile(spec: &Spec, registry: &Registry, folder: PathBuf) -> (Option<Plan>, Vec<Diagnostic>) {
+pub(super) fn compile(
+    spec: &Spec,
+    registry: &Registry,
+    folder: PathBuf,
+    sources: &SourceColumns,
+) -> (Option<Plan>, Vec<Diagnostic>) {
     let mut wrong = Vec::new();
     let places: HashMap<&str, usize> =
         spec.stages.iter().enumerate().map(|(place, stage)| (stage.name.as_str(), place)).collect();
@@ -69,7 +74,7 @@ pub(super) fn compile(spec: &Spec, registry: &Registry, folder: PathBuf) -> (Opt
         drafts.push(Draft { spec: stage, operator, outputs: None, inputs: Inputs::default(), edges: Vec::new() });
     }
     for node in &order {
-        bind_stage(names[*node], &mut drafts, (spec, registry), &places, &mut wrong);
+        bind_stage(names[*node], &mut drafts, (spec, registry, sources), &places, &mut wrong);
     }
     if !wrong.is_empty() || drafts.iter().any(|draft| draft.outputs.is_none()) {
         return (None, wrong);
@@ -165,7 +170,7 @@ fn cycles(names: &DiGraph<usize, Span>, spec: &Spec) -> Vec<Diagnostic> {
 fn bind_stage<'a>(
     place: usize,
     drafts: &mut [Draft<'a>],
-    (spec, registry): (&'a Spec, &Registry),
+    (spec, registry, sources): (&'a Spec, &Registry, &SourceColumns),
     places: &HashMap<&str, usize>,
     wrong: &mut Vec<Diagnostic>,
 ) {
@@ -261,10 +266,22 @@ fn bind_stage<'a>(
             wrong.push(Diagnostic::at(span, format!("no model is called `{model}`")).label("unknown model").help(help));
         }
     }
+    let source = match sources.get(&stage.name) {
+        Some(Ok(columns)) => Some(columns.clone()),
+        Some(Err(failure)) => {
+            let diagnostic = Diagnostic::at(stage.span_of("/path"), failure.message.clone()).label("these files");
+            wrong.push(match &failure.hint {
+                Some(hint) => diagnostic.help(hint),
+                None => diagnostic,
+            });
+            None
+        }
+        None => None,
+    };
     if unknown || wrong.len() > before {
         return;
     }
-    let inputs = Inputs { ports: inputs };
+    let inputs = Inputs { ports: inputs, source };
     match operator.bind(&inputs) {
         Ok(mut outputs) => {
             outputs.push(Output { name: REJECTS_OUTPUT.into(), schema: rejects_schema(), rows_of: Vec::new() });

@@ -5,6 +5,7 @@ mod leakage;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+use arrow::datatypes::SchemaRef;
 use petgraph::{Direction, graph::DiGraph, visit::EdgeRef};
 use serde_json::Value;
 
@@ -12,9 +13,14 @@ pub use petgraph::graph::NodeIndex as StageIndex;
 
 use crate::{
     diagnostic::Diagnostic,
+    failure::Failure,
     operator::{Cost, DEFAULT_OUTPUT, Inputs, Operator, OperatorType, Output, Price, Registry},
     spec::Spec,
 };
+
+/// By stage, the columns that stand in a source's files ([`crate::operator::Source::columns_in_files`]), or why they can't be
+/// had.
+pub type SourceColumns = BTreeMap<String, Result<SchemaRef, Failure>>;
 
 /// A pipeline that can run. It is acyclic, every port is served, and every column that a port demands is there.
 #[derive(Debug)]
@@ -81,9 +87,15 @@ impl Stage {
 }
 
 impl Plan {
-    /// Binds a spec. Gives a plan only if nothing is wrong; mistakes downstream of a broken stage are not guessed at.
-    pub fn compile(spec: &Spec, registry: &Registry, folder: PathBuf) -> (Option<Self>, Vec<Diagnostic>) {
-        bind::compile(spec, registry, folder)
+    /// Binds a spec, with the columns of its sources as [`crate::run::source_columns`] finds them. Gives a plan only if nothing
+    /// is wrong; mistakes downstream of a broken stage are not guessed at.
+    pub fn compile(
+        spec: &Spec,
+        registry: &Registry,
+        folder: PathBuf,
+        sources: &SourceColumns,
+    ) -> (Option<Self>, Vec<Diagnostic>) {
+        bind::compile(spec, registry, folder, sources)
     }
 
     /// The stages, each after those that it reads.

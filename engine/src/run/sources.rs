@@ -1,7 +1,8 @@
 //! The files that a source reads: listed before anything is read, then opened in the state in which they were listed.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
+    io::ErrorKind,
     path::{Path as FilePath, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -210,7 +211,7 @@ impl KnownFiles {
         }
     }
 
-    fn version(&mut self, path: &FilePath, metadata: &std::fs::Metadata) -> Result<String, Failure> {
+    fn version(&mut self, path: &FilePath, metadata: &std::fs::Metadata) -> std::io::Result<String> {
         let name = path.to_string_lossy().into_owned();
         let modified = metadata.modified()?;
         let at = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
@@ -249,7 +250,7 @@ pub(crate) async fn list(
         let found = if written.contains("://") {
             list_bucket(written, buckets).await?
         } else {
-            list_local_apart(written, folder, cache).await?
+            list_local_apart(written, folder, cache, exclude.clone()).await?
         };
         let before = files.len();
         files.extend(found.into_iter().filter(|file| !exclude.iter().any(|glob| glob.is_match(&file.path))));
@@ -283,86 +284,195 @@ fn fixed_part(path: &str) -> (&str, &str) {
     path.split_at(wild)
 }
 
+/// Whether the part of a path behind [`fixed_part`] is a file's name and no glob.
+fn is_exact(wild: &str) -> bool {
+    !wild.contains(['*', '?', '[', '{', '\\'])
+}
+
 /// Walks a folder on a thread of its own: a large one, or one on a slow disk, must not hold up the run.
-async fn list_local_apart(written: &str, folder: &FilePath, cache: &FilePath) -> Result<Vec<SourceFile>, Failure> {
+async fn list_local_apart(
+    written: &str,
+    folder: &FilePath,
+    cache: &FilePath,
+    exclude: Vec<GlobMatcher>,
+) -> Result<Vec<SourceFile>, Failure> {
     let (written, folder, cache) = (written.to_owned(), folder.to_owned(), cache.to_owned());
-    let walk = tokio::task::spawn_blocking(move || list_local(&written, &folder, &cache));
+    let walk = tokio::task::spawn_blocking(move || list_local(&written, &folder, &cache, &exclude));
     walk.await.map_err(|error| Failure::bug(format!("listing files ended: {error}")))?
 }
 
-fn list_local(written: &str, folder: &FilePath, cache: &FilePath) -> Result<Vec<SourceFile>, Failure> {
-    let (fixed, glob) = fixed_part(written);
+fn list_local(written: &str, folder: &FilePath, cache: &FilePath, exclude: &[GlobMatcher]) -> Result<Vec<SourceFile>, Failure> {
+    let (fixed, wild) = fixed_part(written);
     let root = folder.join(fixed);
     let root = std::path::absolute(&root).unwrap_or(root);
     let place = KnownFiles::place(cache, &root);
     let mut known = KnownFiles::load(&place);
-    let glob = matcher(glob)?;
+    let unreadable =
+        |relative: &str, error: &std::io::Error| Failure::external(format!("`{fixed}{relative}` can't be read: {error}"));
+    let found = if is_exact(wild) {
+        match std::fs::metadata(root.join(wild)) {
+            Ok(metadata) if metadata.is_dir() => return Err(is_a_folder(written)),
+            Ok(_) => vec![(wild.to_owned(), root.join(wild))],
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Vec::new(),
+            Err(error) => return Err(unreadable(wild, &error)),
+        }
+    } else {
+        walk(&root, &Wanted::new(wild, exclude)?)?
+    };
     let mut files = Vec::new();
-    let mut folders = vec![root.clone()];
+    for (relative, path) in found {
+        let metadata = std::fs::metadata(&path).map_err(|error| unreadable(&relative, &error))?;
+        if !metadata.is_file() {
+            return Err(Failure::data(format!("`{fixed}{relative}` is no file")).hint("leave it out with `exclude`"));
+        }
+        let version = known.version(&path, &metadata).map_err(|error| unreadable(&relative, &error))?;
+        files.push(SourceFile {
+            url: path.to_string_lossy().into_owned(),
+            source: format!("{fixed}{relative}"),
+            path: relative,
+            size: metadata.len(),
+            version,
+        });
+    }
+    known.save(&place);
+    Ok(files)
+}
+
+fn is_a_folder(written: &str) -> Failure {
+    let name = written.trim_end_matches('/');
+    let name = if name.is_empty() { "." } else { name };
+    Failure::data(format!("`{name}` is a folder")).hint(format!("write `{name}/**/*` for all files in it"))
+}
+
+/// What is looked for in a folder and those below it.
+struct Wanted<'a> {
+    glob: GlobMatcher,
+    exclude: &'a [GlobMatcher],
+    /// For each depth the path that a folder has to have, down to where any path will do.
+    folders: Vec<GlobMatcher>,
+    /// Whether folders below those may hold something, too.
+    is_deeper: bool,
+    /// The names of folders with a dot at their front that are looked into.
+    dots: Vec<GlobMatcher>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(wild: &str, exclude: &'a [GlobMatcher]) -> Result<Self, Failure> {
+        let parts = parts(wild);
+        // A part with braces around a `/` is several.
+        let plain = parts.iter().take_while(|part| !part.contains("**") && !part.contains('/')).count();
+        let folders = plain.min(parts.len() - 1);
+        let is_deeper = plain < parts.len();
+        let folders = (1..=folders).map(|count| matcher(&parts[..count].join("/"))).collect::<Result<_, _>>()?;
+        let names = wild.split(['/', '{', ',', '}']).filter(|name| name.starts_with('.'));
+        let dots = names.filter_map(|name| matcher(name).ok()).collect();
+        Ok(Self { glob: matcher(wild)?, exclude, folders, is_deeper, dots })
+    }
+
+    /// Whether the file at a path below the root is one of those.
+    fn takes(&self, path: &str) -> bool {
+        self.glob.is_match(path) && !self.exclude.iter().any(|glob| glob.is_match(path))
+    }
+
+    /// Whether the folder at a path below the root may hold something, when the one that it is in may.
+    fn enters(&self, path: &str) -> bool {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        if name.starts_with('.') && !self.dots.iter().any(|dots| dots.is_match(name)) {
+            return false;
+        }
+        self.folders.get(path.matches('/').count()).map_or(self.is_deeper, |folder| folder.is_match(path))
+    }
+}
+
+/// The parts of a glob between `/`.
+fn parts(glob: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut braces, mut is_escaped) = (Vec::new(), 0, 0_usize, false);
+    for (at, byte) in glob.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'{' => braces += 1,
+            b'}' => braces = braces.saturating_sub(1),
+            b'/' if braces == 0 => {
+                parts.push(&glob[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&glob[start..]);
+    parts
+}
+
+/// The files below `root` that are wanted: their paths there, and where they are. Folders come before links to folders, near
+/// ones before far ones, so that of the ways to a folder its own one counts.
+fn walk(root: &FilePath, wanted: &Wanted<'_>) -> Result<Vec<(String, PathBuf)>, Failure> {
+    let (mut folders, mut links) = (VecDeque::from([root.to_owned()]), VecDeque::new());
     let mut seen = HashSet::new();
-    while let Some(next) = folders.pop() {
+    let mut found = Vec::new();
+    while let Some(next) = folders.pop_front().or_else(|| links.pop_front()) {
         let unreadable = |error: std::io::Error| Failure::external(format!("`{}` can't be read: {error}", next.display()));
         let entries = match std::fs::read_dir(&next) {
             Ok(entries) => entries,
-            Err(error) if next == root && error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if next == root && error.kind() == ErrorKind::NotFound => return Ok(found),
             Err(error) => return Err(unreadable(error)),
         };
         // A link may lead back up.
         if !seen.insert(std::fs::canonicalize(&next).map_err(unreadable)?) {
             continue;
         }
-        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().map_err(unreadable)?;
-        paths.sort();
-        for path in paths {
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let Ok(relative) = path.strip_prefix(&root) else { continue };
-            let Some(relative) = relative.to_str() else {
-                return Err(Failure::data(format!("the file name `{}` isn't UTF-8", relative.display())).hint("rename it"));
-            };
-            if glob.is_match(relative) {
-                let metadata = std::fs::metadata(&path)
-                    .map_err(|error| Failure::external(format!("`{fixed}{relative}` can't be read: {error}")))?;
-                if !metadata.is_file() {
-                    return Err(Failure::data(format!("`{fixed}{relative}` is no file")).hint("leave it out with `exclude`"));
+        let entries = entries.map(|entry| entry.and_then(|entry| Ok((entry.path(), entry.file_type()?))));
+        let mut entries = entries.collect::<std::io::Result<Vec<_>>>().map_err(unreadable)?;
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        for (path, kind) in entries {
+            let Ok(relative) = path.strip_prefix(root) else { continue };
+            let lossy = relative.to_string_lossy();
+            if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
+                if wanted.enters(&lossy) {
+                    let queue = if kind.is_dir() { &mut folders } else { &mut links };
+                    queue.push_back(path);
                 }
-                let version = known.version(&path, &metadata)?;
-                files.push(SourceFile {
-                    url: path.to_string_lossy().into_owned(),
-                    path: relative.to_owned(),
-                    source: format!("{fixed}{relative}"),
-                    size: metadata.len(),
-                    version,
-                });
+            } else if wanted.takes(&lossy) {
+                let Some(relative) = relative.to_str() else {
+                    return Err(Failure::data(format!("the file name `{lossy}` isn't UTF-8"))
+                        .hint("rename it, or leave it out with `exclude`"));
+                };
+                found.push((relative.to_owned(), path));
             }
         }
     }
-    known.save(&place);
-    Ok(files)
+    Ok(found)
 }
 
 async fn list_bucket(written: &str, buckets: &Buckets) -> Result<Vec<SourceFile>, Failure> {
     let (bucket, key) = split_url(written)?;
     let (fixed, wild) = fixed_part(key);
+    let no_file = || {
+        let name = written.trim_end_matches('/');
+        Failure::data(format!("`{written}` matches no file")).hint(format!("write `{name}/**/*` for all files below it"))
+    };
     if wild.is_empty() {
-        return Ok(Vec::new());
+        return Err(no_file());
     }
-    let glob = matcher(wild)?;
     let objects = buckets.open(bucket)?;
     let prefix = key_path(fixed)?;
-    let found: Vec<ObjectMeta> = if !wild.contains(['*', '?', '[', '{', '\\']) {
-        match objects.head(&key_path(key)?).await {
+    let found: Vec<ObjectMeta> = if is_exact(wild) {
+        let key = key_path(key)?;
+        match objects.head(&key).await {
             Ok(meta) => vec![meta],
-            Err(object_store::Error::NotFound { .. }) => Vec::new(),
-            Err(error) => return Err(error.into()),
+            // No answer to this question says what is wrong, such as a bucket that isn't there; one to a listing does.
+            Err(error) => match (objects.list(Some(&key)).try_next().await?, error) {
+                (Some(_), object_store::Error::NotFound { .. }) => return Err(no_file()),
+                (None, object_store::Error::NotFound { .. }) => Vec::new(),
+                (_, error) => return Err(error.into()),
+            },
         }
     } else if wild.contains('/') || wild.contains("**") {
         objects.list(Some(&prefix)).try_collect().await?
     } else {
         objects.list_with_delimiter(Some(&prefix)).await?.objects
     };
+    let glob = if is_exact(wild) { None } else { Some(matcher(wild)?) };
     // Some programs mark a folder by an empty object of its name.
     let folders: HashSet<&str> = found
         .iter()
@@ -374,7 +484,7 @@ async fn list_bucket(written: &str, buckets: &Buckets) -> Result<Vec<SourceFile>
         let Some(relative) = meta.location.prefix_match(&prefix) else { continue };
         let relative = relative.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/");
         let is_mark = meta.size == 0 && folders.contains(key);
-        if glob.is_match(&relative) && !is_mark {
+        if glob.as_ref().is_none_or(|glob| glob.is_match(&relative)) && !is_mark {
             files.push(SourceFile {
                 url: format!("s3://{bucket}/{key}"),
                 path: relative,
@@ -471,7 +581,7 @@ mod tests {
         let cache = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("a.txt");
         std::fs::write(&file, "one").expect("written");
-        let source = Source { paths: vec!["*.txt".into()], exclude: vec![] };
+        let source = Source { paths: vec!["*.txt".into()], exclude: vec![], columns_in_files: false };
         let buckets = Buckets::default();
         let files = list(&source, folder.path(), cache.path(), &buckets).await.expect("listed");
         assert_eq!(files[0].read(&buckets).await.expect("unchanged"), "one");
@@ -480,9 +590,125 @@ mod tests {
         assert!(files[0].read(&buckets).await.expect_err("changed").message.contains("changed while"));
         let streamed = files[0].stream(&buckets).try_collect::<Vec<_>>().await;
         assert!(streamed.expect_err("changed").message.contains("changed while"));
-        let none = Source { paths: vec!["*.md".into()], exclude: vec![] };
+        let none = Source { paths: vec!["*.md".into()], exclude: vec![], columns_in_files: false };
         let failure = list(&none, folder.path(), cache.path(), &buckets).await.expect_err("nothing there");
         assert!(failure.message.contains("matches no file"));
+    }
+
+    fn wanted(glob: &str) -> Wanted<'static> {
+        Wanted::new(glob, &[]).expect("a glob")
+    }
+
+    #[test]
+    fn folders_that_can_hold_nothing_are_passed_over() {
+        let enters = |glob: &str, folders: &[&str]| -> Vec<String> {
+            let wanted = wanted(glob);
+            folders.iter().filter(|folder| wanted.enters(folder)).map(|folder| (*folder).to_owned()).collect()
+        };
+        let folders = ["a", "a/b", "a/b/c", "b", ".git", "a/.ingrain"];
+        assert_eq!(enters("*.md", &folders), [""; 0]);
+        assert_eq!(enters("*/*.md", &folders), ["a", "b"]);
+        assert_eq!(enters("a*/{b,c}/x.md", &folders), ["a", "a/b"]);
+        assert_eq!(enters("**/*.md", &folders), ["a", "a/b", "a/b/c", "b"]);
+        assert_eq!(enters("a/**/x/*.md", &folders), ["a", "a/b", "a/b/c"]);
+        assert_eq!(enters("{a/b,c}/*.md", &folders), ["a", "a/b", "a/b/c", "b"]);
+        assert_eq!(enters("**/.git/**", &folders), ["a", "a/b", "a/b/c", "b", ".git"]);
+        assert_eq!(enters("{a,.i}/*", &["a", "b", ".i", ".git"]), ["a", ".i"]);
+        assert_eq!(enters(".*/*", &folders), [".git"]);
+        assert_eq!(parts(r"a\/b/{c/d,e}/f"), [r"a\/b", "{c/d,e}", "f"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn of_two_ways_to_a_folder_its_own_one_counts() {
+        use std::os::unix::{ffi::OsStrExt, fs::symlink};
+        let (folder, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let root = folder.path();
+        std::fs::create_dir_all(root.join("z/real/inner")).expect("made");
+        std::fs::create_dir_all(root.join(".hidden")).expect("made");
+        for file in ["z/real/a.txt", "z/real/inner/b.txt", ".hidden/c.txt", "d.md"] {
+            std::fs::write(root.join(file), "x").expect("written");
+        }
+        std::fs::write(other.path().join("far.txt"), "x").expect("written");
+        symlink(root.join("z/real"), root.join("a")).expect("linked");
+        symlink(root, root.join("z/up")).expect("linked");
+        symlink(other.path(), root.join("n")).expect("linked");
+        symlink(other.path(), root.join("m")).expect("linked");
+        let found = |glob: &str| -> Vec<String> {
+            let mut found: Vec<String> = walk(root, &wanted(glob)).expect("walked").into_iter().map(|(path, _)| path).collect();
+            found.sort();
+            found
+        };
+        assert_eq!(found("**/*.txt"), ["m/far.txt", "z/real/a.txt", "z/real/inner/b.txt"]);
+        assert_eq!(found("a/*.txt"), ["a/a.txt"]);
+        assert_eq!(found("**/.hid*/*.txt"), [".hidden/c.txt"]);
+
+        let strange = root.join(std::ffi::OsStr::from_bytes(b"strange\xFF.log"));
+        std::fs::write(strange, "x").expect("written");
+        assert_eq!(found("*.md"), ["d.md"]);
+        let failure = walk(root, &wanted("*")).expect_err("no UTF-8");
+        assert!(failure.message.contains("strange") && failure.message.ends_with("isn't UTF-8"), "{failure}");
+        let exclude = [matcher("*.log").expect("a glob")];
+        let left = walk(root, &Wanted::new("*", &exclude).expect("a glob")).expect("walked");
+        assert_eq!(left.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_path_without_wildcards_is_looked_at_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir_all(folder.path().join("docs/.in")).expect("made");
+        std::fs::write(folder.path().join("docs/.in/a}.md"), "x").expect("written");
+        let buckets = Buckets::default();
+        let listed = async |path: &str, exclude: &str| {
+            let source = Source { paths: vec![path.into()], exclude: vec![exclude.into()], columns_in_files: false };
+            list(&source, folder.path(), folder.path(), &buckets).await
+        };
+        let files = listed("docs/.in/a}.md", "*.txt").await.expect("listed");
+        assert_eq!((files[0].path.as_str(), files[0].source.as_str()), ("a}.md", "docs/.in/a}.md"));
+        for path in ["docs", "docs/"] {
+            let failure = listed(path, "*.txt").await.expect_err("a folder");
+            assert_eq!(failure.message, "`docs` is a folder");
+            assert_eq!(failure.hint.as_deref(), Some("write `docs/**/*` for all files in it"));
+        }
+        for (path, exclude) in [("docs/b.md", ""), ("docs/.in/a}.md/b", ""), ("docs/.in/a}.md", "*.md")] {
+            let failure = listed(path, exclude).await.expect_err("nothing");
+            assert_eq!(failure.message, format!("`{path}` matches no file"));
+        }
+    }
+
+    /// A server that answers every request with this status, and with this code of an error where an answer has a body.
+    async fn refusing(status: &'static str, code: &'static str) -> Buckets {
+        use tokio::io::AsyncWriteExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") && socket.read_buf(&mut request).await.is_ok_and(|count| count > 0) {}
+                let body = format!("<Error><Code>{code}</Code></Error>");
+                let body = if request.starts_with(b"HEAD") { String::new() } else { body };
+                let length = body.len();
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+                let _ = socket.write_all(answer.as_bytes()).await;
+            }
+        });
+        let entry = serde_json::json!({ "endpoint": endpoint, "anonymous": true });
+        Buckets::new(BTreeMap::from([("corpora".to_owned(), entry)])).expect("an entry")
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_bucket_is_asked_for_once_more() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let source = Source { paths: vec!["s3://corpora/exam.jsonl".into()], exclude: vec![], columns_in_files: false };
+        for (status, code, said) in [
+            ("404 Not Found", "NoSuchBucket", "doesn't exist"),
+            ("400 Bad Request", "ExpiredToken", "the credentials have expired"),
+            ("403 Forbidden", "InvalidAccessKeyId", "doesn't know the id of the access key"),
+        ] {
+            let buckets = refusing(status, code).await;
+            let failure = list(&source, folder.path(), folder.path(), &buckets).await.expect_err("refused");
+            assert!(failure.message.contains(said), "{failure}");
+        }
     }
 
     #[tokio::test]
@@ -490,7 +716,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let content: Vec<u8> = (0..2 * LOCAL_PIECE + 5).map(|n| (n % 253) as u8).collect();
         std::fs::write(folder.path().join("a.bin"), &content).expect("written");
-        let source = Source { paths: vec!["a.bin".into()], exclude: vec![] };
+        let source = Source { paths: vec!["a.bin".into()], exclude: vec![], columns_in_files: false };
         let buckets = Buckets::default();
         let files = list(&source, folder.path(), folder.path(), &buckets).await.expect("listed");
         let pieces: Vec<Bytes> = files[0].stream(&buckets).try_collect().await.expect("streamed");

@@ -29,6 +29,8 @@ pub(super) struct Content {
     pieces: Pieces,
     piece: Bytes,
     ended: bool,
+    /// Whether nobody wants the rest.
+    left: bool,
     failure: Option<Failure>,
     taken: Rc<Cell<u64>>,
     runtime: Handle,
@@ -38,7 +40,7 @@ pub(super) struct Content {
 impl Content {
     /// `wanted`: once nobody receives any more, reading ends.
     pub(super) fn new(pieces: Pieces, runtime: Handle, wanted: Sender<Vec<Item>>) -> Self {
-        Self { pieces, piece: Bytes::new(), ended: false, failure: None, taken: Rc::default(), runtime, wanted }
+        Self { pieces, piece: Bytes::new(), ended: false, left: false, failure: None, taken: Rc::default(), runtime, wanted }
     }
 
     /// The content, decompressed. `bomb` is the size up to which any growth is believed.
@@ -58,6 +60,12 @@ impl Content {
         Ok(Box::new(BufReader::with_capacity(BUFFER, Bounded { decoder, given: 0, taken, bomb })))
     }
 
+    /// Gives up what is left of a file on a server: its first piece comes with its state, and shows as well as the whole file
+    /// that it is what was listed.
+    pub(super) fn leave(&mut self) {
+        self.left = true;
+    }
+
     /// Reads what nobody asked for, so that the whole file is known to be what was listed.
     ///
     /// # Errors
@@ -67,6 +75,9 @@ impl Content {
             self.piece.clear();
             // An error is kept in `failure`.
             let _ = self.fill();
+            if self.left {
+                break;
+            }
         }
         self.failure.take().map_or(Ok(()), Err)
     }

@@ -32,9 +32,11 @@ pub(super) fn read<R: BufRead>(settings: &Read, reader: R, sink: &mut Sink) -> R
     };
     let places = settings.columns.places(&source, &header)?;
     let names = metadata_names(&header);
+    let mut is_empty = true;
     loop {
         let (number, raw, row) = match rows.advance() {
             Ok(Some(Row { number, raw, fields })) => (number, raw, fields),
+            Ok(None) if is_empty => return sink.reject(0, Reject::new("empty", format!("`{source}` has no row"))),
             Ok(None) => return Ok(()),
             Err(error) => {
                 let number = rows.lines.number();
@@ -42,6 +44,7 @@ pub(super) fn read<R: BufRead>(settings: &Read, reader: R, sink: &mut Sink) -> R
                 return sink.reject(number, reject.raw(&shown(rows.lines.line())));
             }
         };
+        is_empty = false;
         let document = row.and_then(|fields| {
             if fields.len() != header.len() {
                 let wrong = format!("{} fields; the header has {}", fields.len(), header.len());

@@ -27,7 +27,7 @@ pub enum Format {
     Csv,
     /// Parquet, a document a row.
     Parquet,
-    /// Not built yet.
+    /// Parquet, any rows with their columns as they are.
     Table,
     /// Questions with options, one a line.
     MultipleChoice,
@@ -50,11 +50,6 @@ pub(super) enum Compression {
 }
 
 impl Format {
-    /// The name in a pipeline file of a format that isn't built yet.
-    pub(super) fn planned(self) -> Option<&'static str> {
-        matches!(self, Self::Table).then_some("table")
-    }
-
     /// Whether its files hold questions of our own forms.
     pub(super) fn exam(self) -> bool {
         matches!(self, Self::MultipleChoice | Self::OpenEnded)
@@ -67,7 +62,7 @@ impl Format {
 
     /// Whether `columns` says something of its files.
     pub(super) fn has_columns(self) -> bool {
-        matches!(self, Self::Auto | Self::Jsonl | Self::Csv | Self::Parquet)
+        matches!(self, Self::Auto | Self::Jsonl | Self::Csv | Self::Parquet | Self::Table)
     }
 
     /// The format and the compression of the file at `path`, in a stage of this format. The compression is always told by the

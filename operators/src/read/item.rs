@@ -37,8 +37,17 @@ const GROUP_ITEMS: usize = 256;
 #[derive(Debug)]
 pub(super) enum Item {
     Document(Document),
-    Question { question_id: String, question: Box<Question>, evidence: Vec<Evidence> },
-    Reject { row_id: String, reject: Reject },
+    Question {
+        question_id: String,
+        question: Box<Question>,
+        evidence: Vec<Evidence>,
+    },
+    Reject {
+        row_id: String,
+        reject: Reject,
+    },
+    /// Rows of a table.
+    Rows(RecordBatch),
 }
 
 /// A page that shows a question's answer.
@@ -102,6 +111,11 @@ impl Sink {
         self.push(Item::Question { question_id, question: Box::new(question), evidence })
     }
 
+    pub(super) fn rows(&mut self, rows: RecordBatch) -> Result<(), Halt> {
+        self.bytes += rows.get_array_memory_size();
+        self.push(Item::Rows(rows))
+    }
+
     /// A reject of the line, row or page `number`; 0 is the file itself.
     pub(super) fn reject(&mut self, number: u64, reject: Reject) -> Result<(), Halt> {
         self.bytes += reject.detail.len() + reject.raw.as_ref().map_or(0, String::len);
@@ -161,6 +175,7 @@ pub(super) struct Batches {
     evidence: EvidenceRows,
     rejects: Rejects,
     pages: Pages,
+    tables: Vec<RecordBatch>,
     /// Units of work that wait: rows, and for a document with pages its pages, so that one page which can't be read is a small
     /// part of its document.
     units: usize,
@@ -185,6 +200,7 @@ impl Batches {
             evidence: EvidenceRows::default(),
             rejects: Rejects::default(),
             pages: Pages::default(),
+            tables: Vec::new(),
             units: 0,
             schemas,
             document_output,
@@ -209,6 +225,11 @@ impl Batches {
                 self.rejects.push(&row_id, None, &reject, 1);
                 Ok(())
             }
+            Item::Rows(rows) => {
+                self.units += rows.num_rows();
+                self.tables.push(rows);
+                Ok(())
+            }
         }
     }
 
@@ -217,11 +238,13 @@ impl Batches {
     }
 
     pub(super) fn full(&self) -> bool {
-        self.rows() >= BATCH_ROWS || self.documents.bytes + self.questions.bytes + self.rejects.bytes() >= BATCH_BYTES
+        !self.tables.is_empty()
+            || self.rows() >= BATCH_ROWS
+            || self.documents.bytes + self.questions.bytes + self.rejects.bytes() >= BATCH_BYTES
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.rows() == 0
+        self.rows() == 0 && self.tables.is_empty()
     }
 
     fn rows(&self) -> usize {
@@ -237,6 +260,9 @@ impl Batches {
         };
         let mut outputs = Vec::new();
         let mut give = |output: &'static str, rows: RecordBatch| outputs.push(OutputRows { output, rows });
+        for rows in self.tables.drain(..) {
+            give(DEFAULT_OUTPUT, rows);
+        }
         if self.documents.rows > 0 {
             give(self.document_output, self.documents.take(schema(self.document_output)?)?);
         }

@@ -69,7 +69,8 @@ impl<R: BufRead> Lines<R> {
 }
 
 /// Hands every line's object on, to `take`; what `take` or the line itself refuses becomes a reject with the line's place and
-/// text. Lines of whitespace are left out. If the content ends with an error, that is the last reject.
+/// text. Lines of whitespace are left out; a file of nothing else is a reject. If the content ends with an error, that is the
+/// last reject.
 ///
 /// # Errors
 /// When reading has to stop.
@@ -80,9 +81,11 @@ pub(super) fn each_object<R: BufRead>(
 ) -> Result<(), Halt> {
     let source = sink.source().to_owned();
     let mut lines = Lines::new(reader);
+    let mut is_empty = true;
     loop {
         let length = match lines.advance() {
             Ok(Some(length)) => length,
+            Ok(None) if is_empty => return sink.reject(0, Reject::new("empty", format!("`{source}` has no line"))),
             Ok(None) => return Ok(()),
             Err(error) => {
                 let reject = cut_off(&format!("`{source}` line {}", lines.number()), &error);
@@ -95,6 +98,7 @@ pub(super) fn each_object<R: BufRead>(
             None if line.trim_ascii().is_empty() => continue,
             None => object(line),
         };
+        is_empty = false;
         let taken = match found {
             Ok(object) => take(sink, number, object)?,
             Err(reject) => Err(reject),

@@ -32,6 +32,7 @@ pub(super) fn read<R: BufRead>(reader: R, sink: &mut Sink) -> Result<(), Halt> {
     let read = reading.deserialize_map(visitor).and_then(|()| reading.end());
     match (halted, read) {
         (Some(halt), _) => Err(halt),
+        (None, Ok(())) if patients == 0 => sink.reject(0, Reject::new("empty", format!("`{source}` has no patient"))),
         (None, Ok(())) => Ok(()),
         (None, Err(error)) if error.is_io() => {
             let error = std::io::Error::from(error);

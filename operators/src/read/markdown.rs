@@ -7,6 +7,10 @@ use super::{document::Parsed, html, text::line_breaks};
 
 /// Longer front matter is text.
 const LONGEST_FRONT_MATTER: usize = 64 << 10;
+/// How deep front matter may be nested, of how many values it may be made, and how often it may refer to one.
+const DEEPEST: usize = 32;
+const MOST_VALUES: usize = 10_000;
+const MOST_ALIASES: usize = 100;
 
 /// Reads Markdown (CommonMark with tables, task lists, strikethrough and footnotes).
 ///
@@ -20,7 +24,7 @@ pub(super) fn parse(source: &str) -> Parsed {
         Some(Value::String(_)) => metadata.shift_remove("title"),
         _ => None,
     };
-    let given = given.as_ref().and_then(Value::as_str).map(str::to_owned);
+    let given = given.as_ref().and_then(Value::as_str).map(|title| title.trim().to_owned());
     let mut writer = Writer { given, ..Writer::default() };
     let options = Options::ENABLE_TABLES | Options::ENABLE_TASKLISTS | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_FOOTNOTES;
     for event in Parser::new_ext(body, options) {
@@ -30,8 +34,7 @@ pub(super) fn parse(source: &str) -> Parsed {
     Parsed { title, text: writer.out.trim().to_owned(), metadata: (!metadata.is_empty()).then_some(metadata) }
 }
 
-/// What stands between `---` lines at the front, and the rest. Lines `key: value` become texts by key; front matter with
-/// anything else in it stays whole, as `front_matter`.
+/// What stands between `---` lines at the front as metadata, and the rest.
 fn front_matter(source: &str) -> (Map<String, Value>, &str) {
     let none = (Map::new(), source);
     let Some(inner) = source.strip_prefix("---\n") else { return none };
@@ -49,24 +52,51 @@ fn front_matter(source: &str) -> (Map<String, Value>, &str) {
     }
     let Some(close) = close else { return none };
     let (block, body) = (&inner[..end], &inner[close..]);
-    let mut lines = block.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')).peekable();
-    if lines.peek().is_none_or(|line| key(line).is_none()) {
+    let is_said = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let lines: Vec<&str> = block.lines().filter(is_said).collect();
+    if lines.first().is_none_or(|line| key(line).is_none()) {
         // Two thematic breaks with text between them.
         return none;
     }
+    (metadata(block, &lines), body)
+}
+
+/// Lines `key: value` are texts by key, as they are written; lists, mappings and long texts are what YAML says. Where it says
+/// nothing, the block stays whole, as `front_matter`.
+fn metadata(block: &str, lines: &[&str]) -> Map<String, Value> {
+    let goes_on = |place: usize| lines.get(place + 1).is_some_and(|next| next.starts_with([' ', '\t']));
+    let simple = lines.iter().enumerate().map(|(place, line)| pair(line).filter(|_| !goes_on(place)));
+    let simple: Vec<Option<(&str, &str)>> = simple.collect();
     let mut metadata = Map::new();
-    for line in lines {
-        match pair(line) {
-            Some((key, value)) => {
-                metadata.insert(key.to_owned(), Value::String(value.to_owned()));
-            }
-            None => {
-                let whole = Map::from_iter([("front_matter".to_owned(), Value::String(block.trim().to_owned()))]);
-                return (whole, body);
-            }
+    if simple.iter().any(Option::is_none) {
+        match mapping(block) {
+            Some(mapping) => metadata = mapping,
+            None => return Map::from_iter([("front_matter".to_owned(), Value::String(block.trim().to_owned()))]),
         }
     }
-    (metadata, body)
+    for (key, value) in simple.into_iter().flatten() {
+        metadata.insert(key.to_owned(), Value::String(value.to_owned()));
+    }
+    metadata
+}
+
+/// The mapping that YAML is, if it is one of moderate size.
+fn mapping(block: &str) -> Option<Map<String, Value>> {
+    let options = serde_yaml::options! {
+        budget: serde_yaml::budget! {
+            max_depth: DEEPEST,
+            max_nodes: MOST_VALUES,
+            max_aliases: MOST_ALIASES,
+        },
+        alias_limits: serde_yaml::alias_limits! {
+            max_total_replayed_events: MOST_VALUES,
+        },
+        with_snippet: false,
+    };
+    match serde_yaml::from_str_with_options(block, options) {
+        Ok(Value::Object(mapping)) => Some(mapping),
+        _ => None,
+    }
 }
 
 /// The key at the front of a line, and what stands behind its colon.
@@ -370,15 +400,31 @@ The end[1].
         let metadata = parsed.metadata.unwrap();
         assert_eq!(serde_json::to_string(&metadata).unwrap(), r#"{"owner":"HR team","url":"https://x.org/a:b"}"#);
 
-        let parsed = parse("---\ntags:\n  - a\n---\nText.\n");
-        assert_eq!((parsed.metadata.unwrap()["front_matter"].as_str(), parsed.text.as_str()), (Some("tags:\n  - a"), "Text."));
-        let parsed = parse("---\nowner: HR\ntags:\n  - a\n---\nText.\n");
-        assert_eq!(parsed.metadata.unwrap()["front_matter"], "owner: HR\ntags:\n  - a");
-        assert_eq!(parsed.text, "Text.");
+        let json = |source: &str| serde_json::to_string(&parse(source).metadata).unwrap();
+        assert_eq!(json("---\ntags:\n  - a\n---\nText.\n"), r#"{"tags":["a"]}"#);
+        let source = "---\ntitle: Leave\ntags:\n- a\n- 2\nversion: 1.10\nof: {team: HR, since: 2019}\nabout: >\n  Two\n  lines\n---\nText.\n";
+        assert_eq!((parse(source).title.as_deref(), parse(source).text.as_str()), (Some("Leave"), "Text."));
+        assert_eq!(json(source), r#"{"tags":["a",2],"version":"1.10","of":{"team":"HR","since":2019},"about":"Two lines\n"}"#);
+        assert_eq!(parse("---\ntitle: |\n  Long\n---\nText.").title.as_deref(), Some("Long"));
+        assert_eq!(json("---\nowner: [HR\nof: x\n---\nText.\n"), r#"{"front_matter":"owner: [HR\nof: x"}"#);
 
         let parsed = parse("---\n\nJust text\n\n---\n\nmore");
         assert_eq!(parsed.metadata, None);
         assert!(parsed.text.contains("Just text") && parsed.text.contains("more"));
+    }
+
+    #[test]
+    fn front_matter_that_grows_stays_as_it_is() {
+        let deep = format!("---\na: {}{}\n---\nText.", "[".repeat(100), "]".repeat(100));
+        let many = format!("---\na: [{}]\n---\nText.", "1,".repeat(MOST_VALUES + 1));
+        let mut aliases = "---\na0: &a0 [x, x]\n".to_owned();
+        for n in 1..30 {
+            aliases.push_str(&format!("a{n}: &a{n} [*a{0}, *a{0}]\n", n - 1));
+        }
+        for source in [deep, many, aliases + "---\nText."] {
+            let metadata = parse(&source).metadata.unwrap();
+            assert!(metadata["front_matter"].is_string() && metadata.len() == 1);
+        }
     }
 
     #[test]

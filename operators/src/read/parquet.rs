@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Seek},
+    io::{self, BufRead as _, Seek, Write as _},
 };
 
 use arrow::{
@@ -12,7 +12,10 @@ use arrow::{
     json::LineDelimitedWriter,
 };
 use ingrain_engine::{failure::Failure, run::SourceFile};
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::{
+    arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+    file::metadata::ParquetMetaData,
+};
 
 use super::{
     Read,
@@ -41,14 +44,9 @@ pub(super) fn read(
     sink: &mut Sink,
 ) -> Result<(), Halt> {
     let source = &file.source;
-    let opened = match seekable(compression, file, content) {
+    let opened = match seekable(compression, file, content)? {
         Ok(opened) => opened,
-        Err(error) => {
-            if let Some(failure) = content.failure() {
-                return Err(failure.into());
-            }
-            return sink.reject(0, cut_off(&format!("`{source}`"), &error));
-        }
+        Err(error) => return sink.reject(0, cut_off(&format!("`{source}`"), &error)),
     };
     let bad =
         |row: u64, error: &dyn std::fmt::Display| Reject::new("bad_parquet", format!("`{source}` behind row {row}: {error}"));
@@ -74,11 +72,7 @@ pub(super) fn read(
     if let Some(place) = places.doc_id.filter(|place| !is_text(kind(*place)) && !kind(*place).is_integer()) {
         return Err(wrong("doc_id", place).into());
     }
-    let metadata = builder.metadata();
-    let bytes: i64 = metadata.row_groups().iter().map(|group| group.total_byte_size()).sum();
-    let rows = metadata.file_metadata().num_rows().max(1);
-    let row_bytes = u64::try_from(bytes / rows).unwrap_or(0).max(1);
-    let at_once = usize::try_from((BATCH_BYTES / row_bytes).clamp(1, BATCH_ROWS)).unwrap_or(1);
+    let at_once = rows_at_once(builder.metadata());
     let batches = match builder.with_batch_size(at_once).build() {
         Ok(batches) => batches,
         Err(error) => return sink.reject(0, bad(0, &error)),
@@ -93,21 +87,68 @@ pub(super) fn read(
             Err(error) => return sink.reject(row + 1, bad(row, &error)),
         }
     }
+    if row == 0 {
+        return sink.reject(0, Reject::new("empty", format!("`{source}` has no row")));
+    }
     Ok(())
 }
 
+/// Rows of a file that are decoded at once.
+pub(super) fn rows_at_once(metadata: &ParquetMetaData) -> usize {
+    let bytes: i64 = metadata.row_groups().iter().map(|group| group.total_byte_size()).sum();
+    let rows = metadata.file_metadata().num_rows().max(1);
+    let row_bytes = u64::try_from(bytes / rows).unwrap_or(0).max(1);
+    usize::try_from((BATCH_BYTES / row_bytes).clamp(1, BATCH_ROWS)).unwrap_or(1)
+}
+
 /// The file where any place of it can be read: a local one where it lies, once it is known to be what was listed; any other
-/// in a temporary file.
-fn seekable(compression: Compression, file: &SourceFile, content: &mut Content) -> io::Result<File> {
-    if compression == Compression::None && !file.url.contains("://") {
-        let opened = File::open(&file.url)?;
-        io::copy(content, &mut io::sink())?;
-        return Ok(opened);
+/// in a temporary file. The inner error says that its content is cut off or broken.
+///
+/// # Errors
+/// When it can't be read, or there is no place for the temporary file.
+pub(super) fn seekable(
+    compression: Compression,
+    file: &SourceFile,
+    content: &mut Content,
+) -> Result<Result<File, io::Error>, Failure> {
+    let copied = if compression == Compression::None && !file.url.contains("://") {
+        let opened = File::open(&file.url);
+        let opened = opened.map_err(|error| Failure::external(format!("`{}` can't be read: {error}", file.source)))?;
+        io::copy(content, &mut io::sink()).map(|_| opened)
+    } else {
+        copy(compression, file, content)?
+    };
+    match (copied, content.failure()) {
+        (Err(_), Some(failure)) => Err(failure),
+        (copied, _) => Ok(copied),
     }
-    let mut copy = tempfile::tempfile()?;
-    io::copy(&mut content.decoded(compression, BOMB)?, &mut copy)?;
-    copy.rewind()?;
-    Ok(copy)
+}
+
+/// Copies a file, decompressed, to a temporary one.
+fn copy(compression: Compression, file: &SourceFile, content: &mut Content) -> Result<Result<File, io::Error>, Failure> {
+    let no_place = |error: io::Error| {
+        let folder = std::env::temp_dir();
+        Failure::external(format!("a copy of `{}` can't be written to `{}`: {error}", file.source, folder.display()))
+            .hint("it needs room for the whole file, decompressed; `TMPDIR` names another folder")
+    };
+    let mut reader = match content.decoded(compression, BOMB) {
+        Ok(reader) => reader,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut copy = tempfile::tempfile().map_err(no_place)?;
+    loop {
+        let piece = match reader.fill_buf() {
+            Ok([]) => break,
+            Ok(piece) => piece,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Ok(Err(error)),
+        };
+        copy.write_all(piece).map_err(no_place)?;
+        let count = piece.len();
+        reader.consume(count);
+    }
+    copy.rewind().map_err(no_place)?;
+    Ok(Ok(copy))
 }
 
 fn is_text(kind: &DataType) -> bool {

@@ -19,6 +19,8 @@ use super::{
     format::{Compression, Format},
     item::{Batches, Halt, Item, Sink},
     line, longhealth, parquet, pdf, quality, question,
+    quiet::quietly,
+    table::{self, Table},
 };
 use crate::{rejects::Reject, route::failed};
 
@@ -26,24 +28,28 @@ use crate::{rejects::Reject, route::failed};
 const AHEAD: usize = 4;
 /// Groups of items that wait of each.
 const GROUPS: usize = 2;
-/// The largest file that is one document.
-pub(super) const LARGEST: u64 = 1 << 30;
-/// The largest PDF, which is held whole.
-const LARGEST_PDF: u64 = 256 << 20;
+/// The largest file that is held whole, and the largest that many times its size is built from.
+pub(super) const LARGEST: u64 = 256 << 20;
+const LARGEST_MARKUP: u64 = 64 << 20;
 /// Up to here, any growth of a compressed file is believed: of one that is read line by line, and of one that is held.
 const BOMB: u64 = 1 << 30;
 const BOMB_HELD: u64 = 64 << 20;
 
 /// `read` as a row transform.
-pub(super) struct Reading(pub(super) Read);
+pub(super) struct Reading {
+    pub(super) settings: Read,
+    /// What rows are made of, where the files are tables.
+    pub(super) table: Option<Table>,
+}
 
 impl RowStream for Reading {
     fn start(&self, rows: SendableRecordBatchStream, context: StreamContext) -> OutputStream {
-        let batches = match Batches::new(self.0.format, |output| context.schema(output)) {
+        let batches = match Batches::new(self.settings.format, |output| context.schema(output)) {
             Ok(batches) => batches,
             Err(failure) => return failed(failure),
         };
-        let settings = Arc::new(self.0.clone());
+        let settings = Arc::new(self.settings.clone());
+        let table = self.table.clone().map(Arc::new);
         let opening = context.clone();
         let files = rows
             .map(|batch| SourceFile::of_rows(&batch?))
@@ -51,7 +57,7 @@ impl RowStream for Reading {
             .try_flatten()
             .map_ok(move |file| {
                 let pieces = opening.open_stream(&file);
-                ready(Ok::<_, Failure>(items(settings.clone(), file, pieces)))
+                ready(Ok::<_, Failure>(items(settings.clone(), table.clone(), file, pieces)))
             })
             .try_buffered(AHEAD)
             .try_flatten()
@@ -91,13 +97,13 @@ impl RowStream for Reading {
 pub(super) type Items = BoxStream<'static, Result<(Arc<str>, Vec<Item>), Failure>>;
 
 /// Starts reading a file and gives what comes of it. Reading ends soon after the stream was dropped.
-pub(super) fn items(settings: Arc<Read>, file: SourceFile, pieces: Pieces) -> Items {
+pub(super) fn items(settings: Arc<Read>, table: Option<Arc<Table>>, file: SourceFile, pieces: Pieces) -> Items {
     let (sender, receiver) = mpsc::channel(GROUPS);
     let source: Arc<str> = file.source.as_str().into();
     let runtime = Handle::current();
     let worker = tokio::task::spawn_blocking(move || {
         let mut sink = Sink::new(&file.path, &file.source, sender.clone());
-        read(&settings, &file, &mut Content::new(pieces, runtime, sender), &mut sink)
+        read(&settings, table.as_deref(), &file, &mut Content::new(pieces, runtime, sender), &mut sink)
     });
     stream::try_unfold((receiver, worker, source), |(mut receiver, worker, source)| async move {
         match receiver.recv().await {
@@ -112,15 +118,33 @@ pub(super) fn items(settings: Arc<Read>, file: SourceFile, pieces: Pieces) -> It
 }
 
 /// Reads one file to its end. Rows that came before a failure don't count.
-fn read(settings: &Read, file: &SourceFile, content: &mut Content, sink: &mut Sink) -> Result<(), Failure> {
+fn read(
+    settings: &Read,
+    table: Option<&Table>,
+    file: &SourceFile,
+    content: &mut Content,
+    sink: &mut Sink,
+) -> Result<(), Failure> {
     let (format, compression) = settings.format.of_file(&file.path)?;
-    let read = of_format(settings, format, compression, file, content, sink);
+    let read = match table {
+        Some(table) => table::read(table, compression, file, content, sink),
+        None => guarded(format, sink, |sink| of_format(settings, format, compression, file, content, sink)),
+    };
     match read.and_then(|()| sink.flush()) {
         Ok(()) => content.finish(),
         // What looks like a broken file may be one that could not be read.
         Err(Halt::Failed(failure)) => Err(content.failure().unwrap_or(failure)),
         Err(Halt::Gone) => Ok(()),
     }
+}
+
+/// Does `work`; a decoder that panics makes the rest of the file a reject.
+fn guarded(format: Format, sink: &mut Sink, work: impl FnOnce(&mut Sink) -> Result<(), Halt>) -> Result<(), Halt> {
+    quietly(|| work(&mut *sink)).unwrap_or_else(|panic| {
+        let reason = if format == Format::Parquet { "bad_parquet" } else { "unreadable" };
+        let detail = format!("`{}`: its decoder gave up: {panic}", sink.source());
+        sink.reject(0, Reject::new(reason, detail))
+    })
 }
 
 fn of_format(
@@ -132,15 +156,17 @@ fn of_format(
     sink: &mut Sink,
 ) -> Result<(), Halt> {
     match format {
+        Format::Table => return Err(Failure::bug("a table whose columns nobody looked at").into()),
         Format::Parquet => return parquet::read(settings, compression, file, content, sink),
         Format::Pdf => {
-            return match whole(file, compression, content, LARGEST_PDF) {
+            return match whole(file, compression, content, LARGEST) {
                 Ok(bytes) => pdf::read(&bytes, sink),
                 Err(reject) => sink.reject(0, reject),
             };
         }
-        Format::Auto | Format::Text | Format::Markdown | Format::Html | Format::Table => {
-            let bytes = whole(file, compression, content, LARGEST);
+        Format::Auto | Format::Text | Format::Markdown | Format::Html => {
+            let largest = if matches!(format, Format::Html | Format::Markdown) { LARGEST_MARKUP } else { LARGEST };
+            let bytes = whole(file, compression, content, largest);
             return match bytes.and_then(|bytes| document::of_file(format, &file.source, &bytes)) {
                 Ok(parsed) => sink.document(Document::new(file.path.clone(), parsed)?),
                 Err(reject) => sink.reject(0, reject),
@@ -183,16 +209,44 @@ fn of_format(
 /// The whole content of a file that is one document, at most `largest` bytes.
 fn whole(file: &SourceFile, compression: Compression, content: &mut Content, largest: u64) -> Result<Vec<u8>, Reject> {
     let source = &file.source;
-    if compression == Compression::None && file.size > largest {
-        let found = format!("`{source}` has {} bytes; a document has at most {largest}", file.size);
-        return Err(Reject::new("too_large", found));
+    let found = if compression == Compression::None && file.size > largest {
+        Err(format!("has {} bytes", file.size))
+    } else {
+        let cut_off = |error| cut_off(&format!("`{source}`"), &error);
+        let mut bytes = Vec::new();
+        let reader = content.decoded(compression, BOMB_HELD).map_err(cut_off)?;
+        reader.take(largest + 1).read_to_end(&mut bytes).map_err(cut_off)?;
+        if bytes.len() as u64 > largest { Err("has more bytes".to_owned()) } else { Ok(bytes) }
+    };
+    found.map_err(|has| {
+        // What nobody reads isn't fetched.
+        if file.url.contains("://") {
+            content.leave();
+        }
+        Reject::new("too_large", format!("`{source}` {has}; a document of this format has at most {largest}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decoder_that_panics_costs_its_file() {
+        let (sender, mut receiver) = mpsc::channel(GROUPS);
+        let mut sink = Sink::new("a.parquet", "docs/a.parquet", sender);
+        for format in [Format::Parquet, Format::Html] {
+            guarded(format, &mut sink, |_| panic!("no such page")).unwrap();
+        }
+        guarded(Format::Html, &mut sink, |sink| sink.reject(1, Reject::new("empty", "nothing"))).unwrap();
+        sink.flush().unwrap();
+        let rejects: Vec<(&str, String)> = (receiver.try_recv().unwrap().into_iter())
+            .map(|item| match item {
+                Item::Reject { reject, .. } => (reject.reason, reject.detail),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let gave_up = "`docs/a.parquet`: its decoder gave up: no such page".to_owned();
+        assert_eq!(rejects, [("bad_parquet", gave_up.clone()), ("unreadable", gave_up), ("empty", "nothing".to_owned())]);
     }
-    let mut bytes = Vec::new();
-    let mut reader = content.decoded(compression, BOMB_HELD).map_err(|error| cut_off(&format!("`{source}`"), &error))?;
-    let read = reader.by_ref().take(largest + 1).read_to_end(&mut bytes);
-    read.map_err(|error| cut_off(&format!("`{source}`"), &error))?;
-    if bytes.len() as u64 > largest {
-        return Err(Reject::new("too_large", format!("`{source}` has more than {largest} bytes, which a document has at most")));
-    }
-    Ok(bytes)
 }

@@ -29,9 +29,14 @@ type Outputs = BTreeMap<&'static str, Vec<RecordBatch>>;
 
 /// What comes of some files, each with its pieces.
 fn run_pieces(read: &Read, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, Failure> {
+    run_bound(read, &Inputs::default(), files)
+}
+
+fn run_bound(read: &Read, inputs: &Inputs, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let bound = read.bind(&Inputs::default()).unwrap();
+        let bound = read.bind(inputs).unwrap();
+        let table = read.table(inputs).unwrap().map(Arc::new);
         let mut batches = Batches::new(read.format, |name| {
             let found = bound.iter().find(|output| output.name == name);
             Ok(found.map_or_else(rejects_schema, |output| output.schema.clone()))
@@ -50,7 +55,7 @@ fn run_pieces(read: &Read, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, F
                 size,
                 version: String::new(),
             };
-            let mut items = items(Arc::new(read.clone()), file, pieces);
+            let mut items = items(Arc::new(read.clone()), table.clone(), file, pieces);
             while let Some((source, items)) = items.try_next().await? {
                 for item in items {
                     batches.push(&source, item)?;
@@ -65,14 +70,16 @@ fn run_pieces(read: &Read, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, F
     })
 }
 
-/// What comes of some files, which arrive in small pieces.
+/// A file that arrives in small pieces.
+fn in_pieces<'a>(path: &'a str, bytes: &[u8]) -> (&'a str, u64, Pieces) {
+    let size = 7.max(bytes.len() / 1000);
+    let pieces: Vec<_> = bytes.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    (path, bytes.len() as u64, stream::iter(pieces).boxed())
+}
+
+/// What comes of some files.
 fn run(read: &Read, files: &[(&str, &[u8])]) -> Result<Outputs, Failure> {
-    let pieces = |bytes: &[u8]| -> Pieces {
-        let size = 7.max(bytes.len() / 1000);
-        let pieces: Vec<_> = bytes.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-        stream::iter(pieces).boxed()
-    };
-    run_pieces(read, files.iter().map(|(path, bytes)| (*path, bytes.len() as u64, pieces(bytes))).collect())
+    run_pieces(read, files.iter().map(|(path, bytes)| in_pieces(path, bytes)).collect())
 }
 
 fn column(outputs: &Outputs, output: &str, name: &str) -> Vec<String> {
@@ -154,8 +161,6 @@ fn mistakes_are_found_before_anything_is_read() {
         assert_eq!(fields(json!({"path": "a", "format": format, "columns": {"text": "body"}})), []);
     }
     assert_eq!(fields(json!({"path": []}))[0].0, "/path");
-    let found = fields(json!({"path": "a", "format": "table"}));
-    assert_eq!(found, [("/format".to_owned(), "reading `table` is not built yet".to_owned())]);
     assert_eq!(fields(json!({"path": "a", "columns": {"body": "text"}}))[0].0, "/columns/body");
     for format in ["text", "pdf", "quality"] {
         assert_eq!(fields(json!({"path": "a", "format": format, "columns": {"text": "body"}}))[0].0, "/columns");
@@ -223,6 +228,62 @@ fn what_grows_without_bound_is_refused() {
     assert_eq!(rejects(&found, "reason"), ["too_large", "too_large"]);
     assert!(rejects(&found, "detail")[0].contains("`docs/a.txt.zst` grows too much"));
     assert!(rejects(&found, "detail")[1].contains("line 1: 73400320 bytes; a line has at most"));
+}
+
+#[test]
+fn a_bomb_in_gzip_is_refused_too() {
+    let read = settings(json!({"path": "docs/*"}));
+    let bomb = gzip(&vec![b'x'; 1 << 20]).repeat(70);
+    let found = run(&read, &[("a.md.gz", &bomb), ("b.jsonl.gz", &bomb), ("c.txt", b"Fine.")]).unwrap();
+    assert_eq!(rejects(&found, "reason"), ["too_large", "too_large"]);
+    assert!(rejects(&found, "detail")[0].starts_with("`docs/a.md.gz` "));
+    assert!(rejects(&found, "detail")[1].contains("line 1: 73400320 bytes; a line has at most"));
+    assert_eq!(documents(&found, "text"), ["Fine."]);
+}
+
+#[test]
+fn a_line_of_csv_that_is_too_long_costs_itself_alone() {
+    let read = settings(json!({"path": "docs/*"}));
+    let table = [b"text\n".as_slice(), &vec![b'x'; 70 << 20], b"\n\"short\"\n"].concat();
+    let found = run(&read, &[("a.csv", &table)]).unwrap();
+    assert_eq!((documents(&found, "doc_id"), documents(&found, "text")), (vec!["a.csv#3".to_owned()], vec!["short".to_owned()]));
+    assert_eq!(rejects(&found, "reason"), ["too_large"]);
+    assert_eq!(rejects(&found, "detail"), ["`docs/a.csv` line 2: 73400321 bytes; a line has at most 67108864"]);
+}
+
+#[test]
+fn what_is_too_large_is_not_fetched() {
+    let read = settings(json!({"path": "docs/*"}));
+    let pieces = || stream::iter([Ok(Bytes::from_static(b"# A")), Err(Failure::external("fetched"))]).boxed();
+    for (name, most) in [("a.md", 64 << 20), ("a.html", 64 << 20), ("a.txt", 256 << 20), ("a.pdf", 256 << 20)] {
+        let found = run_pieces(&read, vec![(name, most + 1, pieces())]).unwrap();
+        assert_eq!(rejects(&found, "reason"), ["too_large"], "{name}");
+        let detail = format!("`docs/{name}` has {} bytes; a document of this format has at most {most}", most + 1);
+        assert_eq!(rejects(&found, "detail"), [detail]);
+        assert_eq!(run_pieces(&read, vec![(name, most, pieces())]).unwrap_err().message, "fetched");
+    }
+}
+
+#[test]
+fn files_that_give_nothing_are_rejects() {
+    let none = parquet_file(vec![("text", Arc::new(StringArray::from(Vec::<&str>::new())) as ArrayRef)]);
+    let cases: [(&str, &str, &[u8], &str); 9] = [
+        ("auto", "a.jsonl", b"", "line"),
+        ("auto", "a.jsonl.gz", &gzip(b"\n  \n"), "line"),
+        ("auto", "a.csv", b"text,id\n", "row"),
+        ("auto", "a.parquet", &none, "row"),
+        ("multiple_choice", "a.jsonl", b"\n", "line"),
+        ("open_ended", "a.jsonl", b"", "line"),
+        ("quality", "a.dev", b"", "line"),
+        ("financebench", "a.jsonl", b"", "line"),
+        ("longhealth", "a.json", b"{}", "patient"),
+    ];
+    for (format, name, content, what) in cases {
+        let found = run(&settings(json!({"path": "docs/*", "format": format})), &[(name, content)]).unwrap();
+        assert_eq!(rejects(&found, "reason"), ["empty"], "{format} {name}");
+        assert_eq!(rejects(&found, "detail"), [format!("`docs/{name}` has no {what}")]);
+        assert_eq!(found.len(), 1);
+    }
 }
 
 #[test]
@@ -294,6 +355,31 @@ fn rows_of_parquet_become_documents() {
     assert_eq!(found.message, "column `body` of `docs/x.parquet` is Int32, not text");
     let found = run(&read, &[("x.parquet", &first[..first.len() - 4]), ("y.parquet", b"")]).unwrap();
     assert_eq!(rejects(&found, "reason"), ["bad_parquet", "bad_parquet"]);
+}
+
+#[test]
+fn files_of_a_table_have_its_columns() {
+    let read = settings(json!({"path": "docs/*", "format": "table", "columns": {"text": "body"}}));
+    let years = |years: Vec<i64>| Arc::new(Int64Array::from(years)) as ArrayRef;
+    let first = vec![("body", Arc::new(StringArray::from(vec!["One.", "Two."])) as ArrayRef), ("year", years(vec![1, 2]))];
+    let schema = RecordBatch::try_from_iter_with_nullable(first.iter().map(|(name, column)| (*name, column.clone(), true)));
+    let inputs = Inputs { source: Some(schema.unwrap().schema()), ..Inputs::default() };
+    let first = parquet_file(first);
+    let second = vec![("year", years(vec![3])), ("body", Arc::new(StringViewArray::from(vec!["Three."])) as ArrayRef)];
+    let second = parquet_file(second);
+    let run = |files: &[(&'static str, &[u8])]| {
+        run_bound(&read, &inputs, files.iter().map(|(path, bytes)| in_pieces(path, bytes)).collect())
+    };
+    let found = run(&[("a.parquet", &first), ("b.parquet", &second)]).unwrap();
+    assert_eq!(documents(&found, "text"), ["One.", "Two.", "Three."]);
+    let id = |path: &str, row| row_id("read.table", 0, &[path], 0, row);
+    assert_eq!(documents(&found, "row_id"), [id("a.parquet", 0), id("a.parquet", 1), id("b.parquet", 0)]);
+    assert!(!found.contains_key(REJECTS_OUTPUT));
+    let other = parquet_file(vec![("year", years(vec![3]))]);
+    let failure = run(&[("a.parquet", &first), ("c.parquet", &other)]).unwrap_err();
+    assert_eq!(failure.message, "`docs/c.parquet` has other columns than the first file: `body` is missing");
+    let failure = run(&[("a.parquet", &first[..first.len() - 4])]).unwrap_err();
+    assert!(failure.message.starts_with("`docs/a.parquet` can't be read as Parquet behind row 0: "), "{}", failure.message);
 }
 
 /// A PDF of these objects, numbered from 1, the first of which is its root.
@@ -392,11 +478,17 @@ fn pdfs_that_cannot_be_read_are_rejects() {
     let broken_font = pdf_of(&objects, "");
     objects.push(format!("<< /Filter /Standard /V 1 /R 2 /P -4 /O <{}> /U <{}> >>", "00".repeat(32), "11".repeat(32)));
     let encrypted = pdf_of(&objects, "/Encrypt 6 0 R /ID [<00> <00>]");
+    let inline = pdf_of(&objects[..4], "/Encrypt << /Filter /Standard /V 1 >>");
     let cut = pdf(&[page], "null");
-    let files: [(&str, &[u8]); 4] =
-        [("font.pdf", &broken_font), ("secret.pdf", &encrypted), ("text.pdf", b"not a PDF"), ("cut.pdf", &cut[..400])];
+    let files: [(&str, &[u8]); 5] = [
+        ("font.pdf", &broken_font),
+        ("secret.pdf", &encrypted),
+        ("inline.pdf", &inline),
+        ("text.pdf", b"not a PDF"),
+        ("cut.pdf", &cut[..400]),
+    ];
     let found = run(&read, &files).unwrap();
-    assert_eq!(rejects(&found, "reason"), ["bad_page", "encrypted", "bad_pdf", "bad_pdf"]);
+    assert_eq!(rejects(&found, "reason"), ["bad_page", "encrypted", "encrypted", "bad_pdf", "bad_pdf"]);
     assert!(rejects(&found, "detail")[1].contains("`docs/secret.pdf` can't be opened without a password"));
     assert!(!found.contains_key(DEFAULT_OUTPUT));
 }

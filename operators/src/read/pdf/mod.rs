@@ -4,12 +4,7 @@ mod font;
 mod layout;
 mod page;
 
-use std::{
-    cell::Cell,
-    io::{self, Read as _},
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Once,
-};
+use std::io::{self, Read as _};
 
 use pdf_extract::{Dictionary, Document as Pdf, Error, Object, decode_text_string, output_doc_page};
 use serde_json::{Map, Value};
@@ -18,6 +13,7 @@ use self::layout::Layout;
 use super::{
     document::{Document, Parsed, joined, spans_json},
     item::{Halt, Sink},
+    quiet::quietly,
 };
 use crate::rejects::Reject;
 
@@ -38,7 +34,7 @@ pub(super) fn read(bytes: &[u8], sink: &mut Sink) -> Result<(), Halt> {
         Err(reject) => return sink.reject(0, reject),
     };
     font::spell_out_widths(&mut pdf);
-    let pages = pdf.get_pages();
+    let pages = quietly(|| pdf.get_pages()).unwrap_or_default();
     if pages.is_empty() {
         return sink.reject(0, Reject::new("empty", format!("`{source}` has no pages")));
     }
@@ -87,7 +83,8 @@ fn open(bytes: &[u8], source: &str) -> Result<Pdf, Reject> {
     }
     let encrypted = || Reject::new("encrypted", format!("`{source}` can't be opened without a password"));
     match quietly(|| Pdf::load_mem(bytes)) {
-        Ok(Ok(pdf)) if pdf.is_encrypted() => Err(encrypted()),
+        // The library overlooks one whose settings stand in the trailer itself.
+        Ok(Ok(pdf)) if pdf.is_encrypted() || pdf.trailer.has(b"Encrypt") => Err(encrypted()),
         Ok(Ok(pdf)) => Ok(pdf),
         Ok(Err(Error::InvalidPassword | Error::Decryption(_) | Error::UnsupportedSecurityHandler(_))) => Err(encrypted()),
         Ok(Err(error)) => Err(Reject::new("bad_pdf", format!("`{source}` is no PDF that can be read: {error}"))),
@@ -158,33 +155,6 @@ fn grows(bytes: &[u8], most: u64, all: u64) -> bool {
     false
 }
 
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs `work`, which panics on PDFs that it doesn't understand, and gives what a panic said. Nothing of it is printed.
-///
-/// # Errors
-/// What the panic said.
-fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let printing = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !QUIET.get() {
-                printing(panic);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
-    QUIET.set(false);
-    result.map_err(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "the parser gave up".to_owned())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -203,11 +173,5 @@ mod tests {
         assert!(!grows(b"a stream without compression", 0, 0));
         let twice = b"1 0 obj << /Filter [/FlateDecode /FlateDecode] >> stream";
         assert!(grows(twice, 9000, 9000) && !grows(&[b"/FlateDecode endobj ", &twice[..35], b">> stream"].concat(), 9000, 9000));
-    }
-
-    #[test]
-    fn panics_become_words() {
-        assert_eq!(quietly(|| 3), Ok(3));
-        assert_eq!(quietly(|| -> u8 { panic!("missing {}", "font") }), Err("missing font".to_owned()));
     }
 }
