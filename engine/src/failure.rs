@@ -26,22 +26,35 @@ pub struct Failure {
     pub message: String,
     /// What would be right.
     pub hint: Option<String>,
+    /// The object on the store that doesn't hold what was written there, if that is what is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
 }
 
 impl Failure {
+    fn new(fault: Fault, message: impl Into<String>) -> Self {
+        Self { fault, message: message.into(), hint: None, damaged: None }
+    }
+
     /// The data or the settings are wrong.
     pub fn data(message: impl Into<String>) -> Self {
-        Self { fault: Fault::Data, message: message.into(), hint: None }
+        Self::new(Fault::Data, message)
     }
 
     /// Something outside failed.
     pub fn external(message: impl Into<String>) -> Self {
-        Self { fault: Fault::External, message: message.into(), hint: None }
+        Self::new(Fault::External, message)
     }
 
     /// An invariant of ours doesn't hold.
     pub fn bug(message: impl Into<String>) -> Self {
-        Self { fault: Fault::Bug, message: message.into(), hint: None }
+        Self::new(Fault::Bug, message)
+    }
+
+    /// An object of the store doesn't hold what was written there. A run makes the artifact anew that it belongs to.
+    pub fn damaged(object: &str) -> Self {
+        let failure = Self::external(format!("`{object}` doesn't hold what was written there"));
+        Self { damaged: Some(object.to_owned()), ..failure }.hint("a run that reads it, or `run --verify`, makes it anew")
     }
 
     /// Says what would be right.

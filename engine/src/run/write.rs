@@ -12,7 +12,7 @@ use parquet::{
 use crate::{
     digest::{RowsDigest, add_row_sizes},
     failure::Failure,
-    store::{Part, Store},
+    store::{Part, Store, part_name},
 };
 
 /// Writes a table as parts that are cut by content: a part ends with the row that takes it to `part_bytes`. What it writes
@@ -71,7 +71,7 @@ impl PartWriter {
         let mut digest = RowsDigest::default();
         digest.add(&rows)?;
         let file = encode(&rows)?;
-        let path = format!("{}{:04}.parquet", self.prefix, self.parts.len());
+        let path = part_name(&self.prefix, self.parts.len(), &file);
         let bytes = file.len() as u64;
         self.store.write(&Path::from(path.as_str()), file).await?;
         self.parts.push(Part { path, bytes, rows: digest.rows, content_bytes, digest: digest.to_text() });

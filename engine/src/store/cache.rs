@@ -136,8 +136,7 @@ impl BlobCache {
             }
         }
         if hasher.finalize().to_hex().as_str() != blob.digest {
-            return Err(Failure::external(format!("`{}` doesn't hold what its manifest says", blob.path))
-                .hint("run with `--force` for the stage that made it"));
+            return Err(Failure::damaged(&blob.path));
         }
         // The size is all that is looked at later: a power cut must not leave a file of the right size with holes.
         staging.as_file().sync_all().map_err(|error| self.unusable(&error))?;
@@ -301,7 +300,7 @@ mod tests {
         let cache = place.cache(1000);
         let blob = place.blob("a", b"weights").await;
         let wrong = Blob { digest: blake3::hash(b"others").to_hex().to_string(), ..blob.clone() };
-        assert!(cache.content(&place.store, &wrong).await.expect_err("refused").message.contains("manifest"));
+        assert!(cache.content(&place.store, &wrong).await.expect_err("refused").damaged.is_some());
         assert_eq!(place.kept(), 0);
         cache.content(&place.store, &blob).await.expect("fetched");
         std::fs::write(place.folder.path().join("cache/blobs").join(&blob.digest), b"damaged").expect("written");

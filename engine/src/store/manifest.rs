@@ -1,20 +1,22 @@
 //! The records on a store.
 //!
 //! ```text
-//! parts/<step>/<record>/<attempt>-<output>-<n>.parquet   rows of one partition; blobs lie beside them
+//! parts/<step>/<record>/<attempt>-<output>-<n>-<digest>.parquet   rows of one partition; blobs lie beside them
 //! parts/<step>/<record>.json                              that partition's record, put if absent
 //! manifests/<digest>.json                                 an artifact
 //! actions/<stage key>/<generation>.json                   the commit, put if absent
+//! actions/<stage key>/<generation>.damaged                what of it was found not to hold what was written
 //! ```
 
 use std::collections::BTreeMap;
 
 use arrow::datatypes::Schema;
-use object_store::path::Path;
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectMeta, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{FORMAT, Store};
+use super::{FORMAT, Store, pieces};
 use crate::{digest::RowsDigest, failure::Failure};
 
 /// A Parquet file of an artifact.
@@ -59,6 +61,9 @@ pub struct Column {
 /// What one partition of a stage wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionRecord {
+    /// What it was computed on, where that may show in the last digits: `cpu`, `cuda:0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Unique to the writer, so that a put whose answer was lost is recognised.
     pub attempt: String,
     /// Parts by output.
@@ -122,6 +127,20 @@ pub struct Manifest {
     pub units: u64,
 }
 
+/// The highest generation of a stage key that was committed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Committed {
+    /// Its number.
+    pub generation: u64,
+    /// Its action, if that can be read.
+    pub action: Option<Action>,
+    /// Whether something of it was found not to hold what was written.
+    pub is_damaged: bool,
+}
+
+/// Files that are verified at once.
+const READS: usize = 8;
+
 /// The commit of a generation of a stage key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Action {
@@ -153,25 +172,81 @@ impl Manifest {
 }
 
 impl Store {
+    pub(super) fn damage(stage_key: &str, generation: u64) -> Path {
+        Self::actions(stage_key).join(format!("{generation:06}.damaged"))
+    }
+
     fn actions(stage_key: &str) -> Path {
         Path::from_iter(["actions", &stage_key[..2], stage_key])
     }
 
-    fn action(stage_key: &str, generation: u64) -> Path {
+    pub(super) fn action(stage_key: &str, generation: u64) -> Path {
         Self::actions(stage_key).join(format!("{generation:06}.json"))
     }
 
-    /// The highest generation of a stage key that was committed, with its action.
+    /// The highest generation of a stage key that was committed.
     ///
     /// # Errors
     /// When the store fails. A record that can't be read counts as not there.
-    pub async fn latest_action(&self, stage_key: &str) -> Result<Option<(u64, Option<Action>)>, Failure> {
+    pub async fn latest_action(&self, stage_key: &str) -> Result<Option<Committed>, Failure> {
+        // Keys come from records, too, and those from anybody.
+        if stage_key.len() != 64 || !stage_key.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
         let found = self.list(&Self::actions(stage_key)).await?;
-        let generation =
-            found.iter().filter_map(|meta| meta.location.filename()?.strip_suffix(".json")?.parse::<u64>().ok()).max();
-        let Some(generation) = generation else { return Ok(None) };
+        let generation = |meta: &ObjectMeta| meta.location.filename()?.strip_suffix(".json")?.parse::<u32>().ok();
+        let Some(generation) = found.iter().filter_map(generation).max().map(u64::from) else { return Ok(None) };
+        let is_damaged = found.iter().any(|meta| meta.location == Self::damage(stage_key, generation));
         let content = self.read(&Self::action(stage_key, generation)).await?;
-        Ok(Some((generation, content.and_then(|content| serde_json::from_slice(&content).ok()))))
+        let action = content.and_then(|content| serde_json::from_slice(&content).ok());
+        Ok(Some(Committed { generation, action, is_damaged }))
+    }
+
+    /// Says that an object of a generation doesn't hold what was written there: it is no hit any more.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn condemn(&self, stage_key: &str, generation: u64, object: &str) -> Result<(), Failure> {
+        self.write(&Self::damage(stage_key, generation), object.to_owned().into()).await
+    }
+
+    /// The first file of `manifest` that doesn't hold what was written there. Reads all of them.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn damaged_file(&self, manifest: &Manifest) -> Result<Option<String>, Failure> {
+        let parts = manifest.outputs.values().flat_map(|table| &table.parts).map(|part| (part.path.clone(), part.bytes, None));
+        let blobs = manifest.outputs.values().flat_map(|table| &table.blobs);
+        let blobs = blobs.map(|blob| (blob.path.clone(), blob.bytes, Some(blob.digest.clone())));
+        let files: Vec<_> = parts.chain(blobs).collect();
+        let mut checks = futures::stream::iter(files.into_iter().map(|(path, bytes, digest)| self.is_whole(path, bytes, digest)))
+            .buffered(READS);
+        while let Some((path, is_whole)) = checks.try_next().await? {
+            if !is_whole {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a file has the digest given; the name of a part has its own, which every reading compares.
+    async fn is_whole(&self, path: String, bytes: u64, digest: Option<String>) -> Result<(String, bool), Failure> {
+        let mut hasher = blake3::Hasher::new();
+        let mut pieces = pieces(self.objects().clone(), Path::from(path.as_str()), bytes);
+        loop {
+            match pieces.try_next().await {
+                Ok(Some((piece, _))) => {
+                    hasher.update(&piece);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    let failure = Failure::from(error);
+                    return if failure.damaged.is_some() { Ok((path, false)) } else { Err(failure) };
+                }
+            }
+        }
+        let is_whole = digest.is_none_or(|digest| hasher.finalize().to_hex().as_str() == digest);
+        Ok((path, is_whole))
     }
 
     /// The manifest at `path`; `None` if it isn't there or isn't what its name says.

@@ -2,13 +2,16 @@
 
 mod bucket;
 mod cache;
+mod collect;
+mod discard;
 mod manifest;
 mod probe;
 mod refusal;
 mod transfer;
+mod whole;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     path::{Path as FilePath, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -23,13 +26,15 @@ use object_store::{
 
 pub use self::{
     bucket::Buckets,
-    manifest::{Action, Blob, Column, Manifest, Part, PartitionRecord, TableManifest},
+    collect::{Collected, Keep},
+    manifest::{Action, Blob, Column, Committed, Manifest, Part, PartitionRecord, TableManifest},
     probe::{Check, Verdict, probe},
 };
 pub(crate) use self::{
     bucket::{path as key_path, split as split_url},
     cache::BlobCache,
     transfer::pieces,
+    whole::{Damaged, part_name},
 };
 use crate::failure::Failure;
 
@@ -43,6 +48,10 @@ pub struct Store {
     location: String,
     local: Option<PathBuf>,
     is_there: bool,
+    /// Whether what is written is thrown away.
+    discards: bool,
+    /// Parts that were found not to hold what was written.
+    damaged: Damaged,
     /// Local folders whose own entries are on the disk.
     durable: Arc<Mutex<HashSet<PathBuf>>>,
 }
@@ -94,7 +103,15 @@ impl Store {
     pub async fn existing(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
         if !location.contains("://") && !FilePath::new(location).exists() {
             let objects = Arc::new(InMemory::new());
-            return Ok(Self { objects, location: location.to_owned(), local: None, is_there: false, durable: Arc::default() });
+            return Ok(Self {
+                objects,
+                location: location.to_owned(),
+                local: None,
+                is_there: false,
+                discards: false,
+                damaged: Damaged::default(),
+                durable: Arc::default(),
+            });
         }
         let store = Self::at(location, buckets)?;
         let found = store.read(&Path::from("format.json")).await?;
@@ -120,8 +137,17 @@ impl Store {
         }
         let root = std::fs::canonicalize(location)
             .map_err(|error| Failure::external(format!("the store `{location}` can't be read: {error}")))?;
-        let objects = Arc::new(LocalFileSystem::new_with_prefix(&root)?);
-        Ok(Self { objects, location: location.to_owned(), local: Some(root), is_there: true, durable: Arc::default() })
+        let damaged = Damaged::default();
+        let objects = Arc::new(whole::Whole::new(Arc::new(LocalFileSystem::new_with_prefix(&root)?), damaged.clone()));
+        Ok(Self {
+            objects,
+            location: location.to_owned(),
+            local: Some(root),
+            is_there: true,
+            discards: false,
+            damaged,
+            durable: Arc::default(),
+        })
     }
 
     fn bucket(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
@@ -130,7 +156,17 @@ impl Store {
         let objects = buckets.open(bucket)?;
         let objects: Arc<dyn ObjectStore> =
             if prefix.is_empty() { objects } else { Arc::new(PrefixStore::new(objects, key_path(prefix)?)) };
-        Ok(Self { objects, location: location.to_owned(), local: None, is_there: true, durable: Arc::default() })
+        let damaged = Damaged::default();
+        let objects = Arc::new(whole::Whole::new(objects, damaged.clone()));
+        Ok(Self {
+            objects,
+            location: location.to_owned(),
+            local: None,
+            is_there: true,
+            discards: false,
+            damaged,
+            durable: Arc::default(),
+        })
     }
 
     fn check_format(&self, found: &[u8]) -> Result<(), Failure> {
@@ -145,6 +181,16 @@ impl Store {
             None => Err(Failure::data(format!("`format.json` of the store `{}` can't be read", self.location))
                 .hint("is this the root of a store? An empty folder or prefix will do")),
         }
+    }
+
+    /// The same store for work that is only tried out: what is written is thrown away, and nothing is deleted.
+    pub(crate) fn discarding(&self) -> Self {
+        Self { objects: Arc::new(discard::Discard(self.objects.clone())), discards: true, ..self.clone() }
+    }
+
+    /// Parts that were found not to hold what was written there, so far.
+    pub(crate) fn damaged(&self) -> BTreeSet<String> {
+        self.damaged.parts()
     }
 
     /// Where the store is, as it was given.
@@ -267,7 +313,7 @@ impl Store {
     /// `object_store` 0.13 doesn't fsync local files: a commit must not name what a power cut can take away. That holds for
     /// the folders up to the root, too: one made just now is lost with its entry.
     fn settle(&self, path: &Path) -> Result<(), Failure> {
-        let (Some(file), Some(root)) = (self.local_path(path), &self.local) else { return Ok(()) };
+        let (Some(file), Some(root), false) = (self.local_path(path), &self.local, self.discards) else { return Ok(()) };
         std::fs::File::open(&file)?.sync_all()?;
         let known = || self.durable.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut synced = Vec::new();
@@ -327,6 +373,20 @@ mod tests {
         assert!(!folder.path().join("a").exists());
         Store::open(location, &Buckets::default()).await.expect("made");
         assert!(Store::existing(location, &Buckets::default()).await.expect("opened").is_there());
+    }
+
+    #[tokio::test]
+    async fn what_is_only_tried_out_changes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path().to_str().expect("UTF-8"), &Buckets::default()).await.expect("made");
+        let (there, new) = (Path::from("a/there"), Path::from("a/new"));
+        store.write(&there, Bytes::from_static(b"1")).await.expect("written");
+        let tried = store.discarding();
+        tried.write(&new, Bytes::from_static(b"2")).await.expect("taken");
+        assert_eq!(tried.create(&new, Bytes::from_static(b"2")).await.expect("taken"), None);
+        tried.delete(vec![there.clone()]).await.expect("passed over");
+        assert_eq!(tried.read(&there).await.expect("read"), Some(Bytes::from_static(b"1")));
+        assert_eq!(store.list(&Path::from("a")).await.expect("listed").len(), 1);
     }
 
     #[tokio::test]
