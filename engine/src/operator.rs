@@ -21,7 +21,7 @@ pub const REJECTS_OUTPUT: &str = "rejects";
 pub struct Registry {
     /// The operators that are built, in the order in which they are shown.
     pub operators: &'static [OperatorType],
-    /// Operators and settings that the design names but that aren't built yet: refused by name.
+    /// Operators that the design names but that aren't built yet: refused by name.
     pub planned: &'static [&'static str],
     /// JSON Schema of one entry under `models:`.
     pub model_schema: fn() -> schemars::Schema,
@@ -81,6 +81,8 @@ pub struct OperatorType {
     pub unkeyed: &'static [(&'static str, &'static str)],
     /// Whether a run ends with the default output of every stage of this kind.
     pub reported: bool,
+    /// Config fields that the design names but that aren't built yet: refused by name.
+    pub planned: &'static [&'static str],
     parse: fn(Value) -> Result<Parsed, String>,
     schema: fn() -> schemars::Schema,
 }
@@ -102,6 +104,7 @@ impl OperatorType {
             version,
             unkeyed: &[],
             reported: false,
+            planned: &[],
             parse: |value| {
                 let operator: T = serde_json::from_value(value).map_err(|error| error.to_string())?;
                 let config = serde_json::to_value(&operator).map_err(|error| error.to_string())?;
@@ -119,6 +122,12 @@ impl OperatorType {
     /// Leaves `fields` out of the stage key; each comes with its reason.
     pub const fn unkeyed(mut self, fields: &'static [(&'static str, &'static str)]) -> Self {
         self.unkeyed = fields;
+        self
+    }
+
+    /// Refuses `fields` by name: the design has them, this version hasn't.
+    pub const fn planned(mut self, fields: &'static [&'static str]) -> Self {
+        self.planned = fields;
         self
     }
 
@@ -266,6 +275,8 @@ pub enum Role {
 pub struct Inputs {
     /// Port name to what arrives there.
     pub ports: BTreeMap<String, Vec<Input>>,
+    /// The columns of a source's first file, where [`Source::columns_in_files`] asks for them.
+    pub source: Option<SchemaRef>,
 }
 
 /// One table that arrives at a port.
@@ -367,6 +378,9 @@ pub struct Source {
     pub paths: Vec<String>,
     /// Globs of files to leave out, relative to the fixed part of each path.
     pub exclude: Vec<String>,
+    /// Whether the columns are those of the files, which are Parquet then. The footer of the first one is read before the
+    /// operator is bound: [`Inputs::source`].
+    pub columns_in_files: bool,
 }
 
 /// What a stage needs beside CPU and memory.

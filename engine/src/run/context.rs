@@ -84,6 +84,8 @@ pub struct Settings {
     pub memory: usize,
     /// Partitions that run at once.
     pub threads: usize,
+    /// Whether rows that teachers' answers were rejected for are asked about anew (`--retry-rejects`).
+    pub retry_rejects: bool,
     /// Bytes of content after which a part is cut; a file group of a source is half of it.
     pub part_bytes: u64,
 }
@@ -121,6 +123,14 @@ impl Environment {
         let slots = Arc::new(tokio::sync::Semaphore::new(settings.threads.max(1)));
         let blobs = Arc::new(BlobCache::new(settings.cache.clone(), settings.cache_limit));
         Ok(Self { settings, runtime, slots, blobs, services: Mutex::default() })
+    }
+
+    /// The same surroundings for work that is only tried out: without services, and nothing on the store changes.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn rehearsal(&self) -> Result<Self, Failure> {
+        Self::new(Settings { store: self.store.discarding(), ..self.settings.clone() })
     }
 
     /// What it was started with.
@@ -178,6 +188,12 @@ pub struct Counters {
     pub partitions_done: AtomicU64,
     /// How many partitions the stage has.
     pub partitions: AtomicU64,
+    /// Units of work done.
+    pub done: AtomicU64,
+    /// How many there are: rows that arrive, or what a task says. 0 where nobody knows.
+    pub of: AtomicU64,
+    /// Units of work that a row that arrives makes; 0 stands for 1.
+    pub units_per_row: AtomicU64,
     /// Calls that a teacher answered.
     pub calls: AtomicU64,
     /// Answers found in the memo.
@@ -228,6 +244,12 @@ impl Counters {
     /// Adds to a counter.
     pub fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Says how many units of work are done, of how many.
+    pub fn progress(&self, done: u64, of: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        self.of.store(of, Ordering::Relaxed);
     }
 
     /// Says what is being done.
@@ -291,6 +313,7 @@ impl StreamContext {
     /// counted.
     pub fn count_units(&self, n: u64) {
         self.units.fetch_add(n, Ordering::Relaxed);
+        Counters::add(&self.counters.done, n);
         if let Some(gate) = &self.gate {
             gate.count(n);
         }
@@ -362,6 +385,11 @@ impl TaskContext {
     /// Counts units of work for `min_yield`. A task that never calls this isn't judged by it.
     pub fn count_units(&mut self, n: u64) {
         self.outputs.units += n;
+    }
+
+    /// Says what the task computes on (`cpu`, `cuda:0`), which then stands in the artifact.
+    pub fn computed_on(&mut self, device: impl std::fmt::Display) {
+        self.outputs.device = Some(device.to_string());
     }
 
     /// An empty local folder, removed after the task.

@@ -8,12 +8,27 @@ use std::{
     },
 };
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::{
+    array::{Array, AsArray, RecordBatch},
+    datatypes::Int64Type,
+};
+use futures::TryStreamExt;
 
-use crate::{failure::Failure, operator::REJECTS_OUTPUT, plan::Stage, store::Manifest};
+use super::{
+    context::Environment,
+    table::{self, Table},
+};
+use crate::{
+    failure::Failure,
+    operator::{REJECTS_OUTPUT, rejects_schema},
+    plan::Stage,
+    store::{Manifest, TableManifest},
+};
 
 /// Units after which a running stage is judged for the first time.
 const SAMPLE: u64 = 100;
+/// Reasons that are listed for a whole artifact.
+const LISTED: usize = 5;
 
 /// Stops a running stage whose units are rejected so often that the rest wouldn't save it.
 #[derive(Debug)]
@@ -26,6 +41,8 @@ pub(crate) struct Gate {
 #[derive(Debug, Default)]
 struct Rejected {
     rows: u64,
+    /// How many of them are of partitions that were done before.
+    earlier: u64,
     /// By reason: how many, and what the first one says.
     reasons: BTreeMap<String, (u64, Option<String>)>,
 }
@@ -39,6 +56,14 @@ impl Gate {
     /// More units were begun or done.
     pub(crate) fn count(&self, units: u64) {
         self.units.fetch_add(units, Ordering::Relaxed);
+    }
+
+    /// A partition was done before: so many units, of which so many rows came out as rejects.
+    pub(crate) fn found(&self, units: u64, rejects: u64) {
+        self.count(units);
+        let mut rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
+        rejected.rows += rejects;
+        rejected.earlier += rejects;
     }
 
     /// Rows came out as rejects.
@@ -64,7 +89,10 @@ impl Gate {
         }
         let mut reasons: Vec<_> = rejected.reasons.iter().collect();
         reasons.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
-        let listed: Vec<String> = reasons.iter().map(|(reason, (count, _))| format!("`{reason}` {count}")).collect();
+        let mut listed: Vec<String> = reasons.iter().map(|(reason, (count, _))| format!("`{reason}` {count}")).collect();
+        if rejected.earlier > 0 {
+            listed.push(format!("{} before this run", rejected.earlier));
+        }
         let example = reasons.first().and_then(|(_, (_, detail))| detail.as_deref());
         let example = example.map(|detail| format!("; the first says: {detail}")).unwrap_or_default();
         Err(Failure::data(format!(
@@ -82,23 +110,60 @@ impl Gate {
 /// Judges a whole artifact, on a hit, too.
 ///
 /// # Errors
-/// When too small a share was accepted.
-pub(crate) fn check(stage: &Stage, manifest: &Manifest) -> Result<(), Failure> {
-    let rejects = manifest.outputs.get(REJECTS_OUTPUT).map_or(0, |table| table.rows);
-    if rejects == 0 || manifest.units == 0 {
-        return Ok(());
+/// When too small a share was accepted. The failure says why rows were rejected, as far as that can be read.
+pub(crate) async fn check(environment: &Environment, stage: &Stage, manifest: &Manifest) -> Result<(), Failure> {
+    let Some(rejects) = manifest.outputs.get(REJECTS_OUTPUT) else { return Ok(()) };
+    let Some(failure) = judged(stage, rejects.rows, manifest.units) else { return Ok(()) };
+    let why = reasons(environment, rejects).await.unwrap_or_default();
+    Err(Failure { message: format!("{}{why}", failure.message), ..failure })
+}
+
+/// What is wrong with a stage that rejected `rejects` of `units`.
+fn judged(stage: &Stage, rejects: u64, units: u64) -> Option<Failure> {
+    if rejects == 0 || units == 0 {
+        return None;
     }
-    let accepted = 1.0 - rejects as f64 / manifest.units as f64;
+    let accepted = 1.0 - rejects as f64 / units as f64;
     if accepted >= stage.min_yield {
-        return Ok(());
+        return None;
     }
-    Err(Failure::data(format!(
-        "{rejects} of {} units of work were rejected: {:.0} % accepted, {:.0} % demanded by `min_yield`",
-        manifest.units,
+    let failure = Failure::data(format!(
+        "{rejects} of {units} units of work were rejected: {:.0} % accepted, {:.0} % demanded by `min_yield`",
         accepted.max(0.0) * 100.0,
         stage.min_yield * 100.0
-    ))
-    .hint(format!("see why with `show FILE {}.{REJECTS_OUTPUT}`; lower `min_yield` if that is as it should be", stage.name)))
+    ));
+    Some(
+        failure.hint(format!(
+            "the output `{}.{REJECTS_OUTPUT}` has them all; lower `min_yield` if that is as it should be",
+            stage.name
+        )),
+    )
+}
+
+/// The reasons of a table of rejects, the most frequent first, and what one of these says.
+async fn reasons(environment: &Environment, rejects: &TableManifest) -> Result<String, Failure> {
+    let rejects = Table::new(environment, rejects_schema(), rejects.clone());
+    let inputs = BTreeMap::from([("rejects".to_owned(), vec![rejects])]);
+    let sql = format!(
+        "select reason, count(*) as n, min(detail) as detail from rejects group by reason order by n desc, reason limit {LISTED}"
+    );
+    let found: Vec<RecordBatch> = table::query(environment, &inputs, &sql).await?.try_collect().await?;
+    let mut listed = Vec::new();
+    let mut example = String::new();
+    for rows in &found {
+        let texts = |name: &str| rows.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
+        let counts = rows.column_by_name("n").and_then(|column| column.as_primitive_opt::<Int64Type>());
+        let (Some(reasons), Some(details), Some(counts)) = (texts("reason"), texts("detail"), counts) else {
+            return Err(Failure::bug("no reasons, counts and details"));
+        };
+        for row in 0..rows.num_rows() {
+            if listed.is_empty() && details.is_valid(row) {
+                example = format!("; one says: {}", details.value(row));
+            }
+            listed.push(format!("`{}` {}", reasons.value(row), counts.value(row)));
+        }
+    }
+    Ok(format!(" ({}){example}", listed.join(", ")))
 }
 
 #[cfg(test)]
@@ -123,6 +188,20 @@ mod tests {
         let failure = gate.reject(&rejects(2, "refusal")).expect_err("hopeless");
         assert!(failure.message.starts_with("92 of the first 110 units"), "{}", failure.message);
         assert!(failure.message.contains("`unparsable` 90, `refusal` 2; the first says: no JSON in it"), "{}", failure.message);
+    }
+
+    #[test]
+    fn what_was_done_before_the_run_counts() {
+        let gate = Gate::new(0.5);
+        gate.found(90, 80);
+        gate.count(10);
+        let failure = gate.reject(&rejects(10, "unparsable")).expect_err("hopeless");
+        assert!(failure.message.starts_with("90 of the first 100 units"), "{}", failure.message);
+        assert!(failure.message.contains("`unparsable` 10, 80 before this run; the first says: no JSON"), "{}", failure.message);
+        let sound = Gate::new(0.5);
+        sound.found(1000, 10);
+        sound.count(100);
+        sound.reject(&rejects(100, "unparsable")).expect("90 % of all are accepted");
     }
 
     #[test]

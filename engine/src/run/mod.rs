@@ -2,6 +2,7 @@
 
 mod codec;
 mod context;
+mod footer;
 mod gate;
 mod node;
 mod rehearse;
@@ -19,8 +20,9 @@ pub use self::{
     context::{
         Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, Spent, StreamContext, Task, TaskContext,
     },
+    footer::source_columns,
     rehearse::rehearse,
-    resolve::{Difference, Reason, Resolver, StageKey, Status, why},
+    resolve::{Difference, LastTime, Reason, Resolver, StageKey, Status, why},
     schedule::{Event, Outcome, Run, RunOptions, StageReport},
     session::default_memory,
     sources::SourceFile,

@@ -40,7 +40,7 @@ use crate::{
     failure::Failure,
     key,
     operator::{DEFAULT_OUTPUT, Lowering, REJECTS_OUTPUT},
-    schema::{PortSchemas, SchemaBytes},
+    schema::{InputSchemas, SchemaBytes},
     store::{Part, PartitionRecord, TableManifest},
 };
 
@@ -54,7 +54,7 @@ pub(crate) struct StageWork {
     /// Its canonical config.
     pub config: Value,
     /// The schemas that it was bound with.
-    pub inputs: PortSchemas,
+    pub inputs: InputSchemas,
     /// Its outputs by name, `rejects` included.
     pub outputs: BTreeMap<String, SchemaBytes>,
     /// Whether a row transform runs; without one, rows go to `default` as they come.
@@ -256,8 +256,13 @@ async fn run_partition(
     let folder = format!("parts/{}/{name}", work.step);
     let record_path = Path::from(format!("{folder}.json"));
     if let Some(record) = committed(environment, &record_path).await? {
+        let rejects = rows_of(&record, REJECTS_OUTPUT);
         Counters::add(&runtime.counters.rows, rows_of(&record, DEFAULT_OUTPUT));
-        Counters::add(&runtime.counters.rejects, rows_of(&record, REJECTS_OUTPUT));
+        Counters::add(&runtime.counters.rejects, rejects);
+        Counters::add(&runtime.counters.done, record.units);
+        if let Some(gate) = &runtime.gate {
+            gate.found(record.units, rejects);
+        }
         return Ok(record);
     }
 
@@ -338,7 +343,7 @@ async fn run_partition(
     environment.sync().await?;
     let counted = units.load(std::sync::atomic::Ordering::Relaxed);
     let units = if counted > 0 { counted } else { read.load(std::sync::atomic::Ordering::Relaxed) };
-    let record = PartitionRecord { attempt, outputs, blobs: BTreeMap::new(), units };
+    let record = PartitionRecord { device: None, attempt, outputs, blobs: BTreeMap::new(), units };
     let content = serde_json::to_vec(&record).map_err(|error| Failure::bug(error.to_string()))?;
     let Some(winner) = store.create(&record_path, content.into()).await? else { return Ok(record) };
     let winner: PartitionRecord = serde_json::from_slice(&winner)

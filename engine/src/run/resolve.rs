@@ -18,9 +18,9 @@ use super::{
 use crate::{
     failure::Failure,
     key,
-    operator::Lowering,
+    operator::{Lowering, REJECTS_OUTPUT, Resource},
     plan::{Plan, Stage, StageIndex},
-    store::{Action, FORMAT, Manifest},
+    store::{Action, Committed, FORMAT, Manifest},
 };
 
 /// The key of a stage whose inputs are known.
@@ -56,12 +56,29 @@ pub enum Status {
         generation: u64,
         /// Why: never empty.
         reasons: Vec<Reason>,
+        /// What the stage took when it last ran, whatever it read then.
+        last: Option<LastTime>,
     },
     /// It depends on what comes out of these stages, which run first.
     Unknown {
         /// Names of the stages.
         after: Vec<String>,
     },
+}
+
+/// What a stage took when it last ran.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LastTime {
+    /// Wall time.
+    pub seconds: f64,
+    /// Calls that a teacher answered.
+    pub calls: u64,
+}
+
+impl LastTime {
+    fn of(action: &Action) -> Option<Self> {
+        Some(Self { seconds: action.usage["seconds"].as_f64()?, calls: action.usage["calls"].as_u64()? })
+    }
 }
 
 /// Why a stage has to run.
@@ -81,6 +98,11 @@ pub enum Reason {
     NotOnStore,
     /// `--force`.
     Forced,
+    /// `--retry-rejects`, and the stage has rejected rows.
+    RetryRejects {
+        /// How many.
+        rows: u64,
+    },
 }
 
 /// A difference between what decided the stage's output last time and what does now.
@@ -102,6 +124,7 @@ impl fmt::Display for Reason {
             Self::Missing { what } => f.write_str(what),
             Self::NotOnStore => f.write_str("an earlier run's artifact isn't on this store"),
             Self::Forced => f.write_str("`--force`"),
+            Self::RetryRejects { rows } => write!(f, "`--retry-rejects`, and {rows} rows are rejected"),
         }
     }
 }
@@ -128,6 +151,7 @@ pub struct Resolver<'a> {
     plan: &'a Plan,
     environment: &'a Environment,
     forced: HashSet<StageIndex>,
+    verify: bool,
     previous: OnceCell<BTreeMap<String, String>>,
     /// What each source was found to hold: a run reads the files of one listing.
     listed: tokio::sync::Mutex<HashMap<StageIndex, Vec<SourceFile>>>,
@@ -136,7 +160,13 @@ pub struct Resolver<'a> {
 impl<'a> Resolver<'a> {
     /// A resolver for `plan`; the stages in `forced` run whatever the store has.
     pub fn new(plan: &'a Plan, environment: &'a Environment, forced: HashSet<StageIndex>) -> Self {
-        Self { plan, environment, forced, previous: OnceCell::new(), listed: tokio::sync::Mutex::default() }
+        let (previous, listed) = (OnceCell::new(), tokio::sync::Mutex::default());
+        Self { plan, environment, forced, verify: false, previous, listed }
+    }
+
+    /// Reads every file of an artifact before it counts as one.
+    pub fn verifying(self, verify: bool) -> Self {
+        Self { verify, ..self }
     }
 
     /// The key of a stage, given the artifacts of those that it reads.
@@ -196,38 +226,67 @@ impl<'a> Resolver<'a> {
         }
         let key = self.key(index, upstream).await?;
         let store = &self.environment.store;
-        let (generation, reasons) = match store.latest_action(&key.key).await? {
-            None => (0, self.changes(index, &key).await?),
-            Some((generation, action)) => {
+        let (generation, reasons, last) = match store.latest_action(&key.key).await? {
+            None => {
+                let (reasons, last) = self.changes(index, &key).await?;
+                (0, reasons, last)
+            }
+            Some(Committed { generation, action, is_damaged }) => {
+                let last = action.as_ref().and_then(LastTime::of);
                 let manifest = match &action {
                     Some(action) => store.manifest(&action.manifest).await?,
                     None => None,
                 };
                 let missing = match &manifest {
-                    Some(manifest) => store.missing_file(manifest).await?,
+                    _ if is_damaged => Some("a file of the artifact doesn't hold what was written there".into()),
+                    Some(manifest) => self.fault(manifest).await?,
                     None => Some("the artifact's manifest can't be read".into()),
                 };
+                let rejects = self.rejects_to_retry(index, manifest.as_ref());
                 match (missing, manifest) {
+                    (None, Some(_)) if rejects > 0 => (generation + 1, vec![Reason::RetryRejects { rows: rejects }], last),
                     (None, Some(manifest)) if !self.forced.contains(&index) => {
                         return Ok(Status::Hit { key, generation, manifest: Arc::new(manifest) });
                     }
-                    (None, _) => (generation + 1, vec![Reason::Forced]),
-                    (Some(what), _) => (generation + 1, vec![Reason::Missing { what }]),
+                    (None, _) => (generation + 1, vec![Reason::Forced], last),
+                    (Some(what), _) => (generation + 1, vec![Reason::Missing { what }], last),
                 }
             }
         };
-        Ok(Status::Run { key, generation, reasons })
+        Ok(Status::Run { key, generation, reasons, last })
     }
 
-    /// What changed since this pipeline's stage of the same name last ran or was found, the first difference first.
-    async fn changes(&self, index: StageIndex, key: &StageKey) -> Result<Vec<Reason>, Failure> {
+    /// How many rejected rows of an artifact are to be asked about anew.
+    fn rejects_to_retry(&self, index: StageIndex, manifest: Option<&Manifest>) -> u64 {
+        let asks = self.plan.stage(index).operator.resource() == Resource::Teacher;
+        let rejects = manifest.and_then(|manifest| manifest.outputs.get(REJECTS_OUTPUT));
+        rejects.filter(|_| asks && self.environment.retry_rejects).map_or(0, |rejects| rejects.rows)
+    }
+
+    /// What is wrong with an artifact's files, if anything is.
+    async fn fault(&self, manifest: &Manifest) -> Result<Option<String>, Failure> {
+        let store = &self.environment.store;
+        let missing = store.missing_file(manifest).await?;
+        if missing.is_some() || !self.verify {
+            return Ok(missing);
+        }
+        let damaged = store.damaged_file(manifest).await?;
+        Ok(damaged.map(|path| format!("`{path}` doesn't hold what was written there")))
+    }
+
+    /// What changed since this pipeline's stage of the same name last ran or was found, the first difference first, and what
+    /// it took then.
+    async fn changes(&self, index: StageIndex, key: &StageKey) -> Result<(Vec<Reason>, Option<LastTime>), Failure> {
         let name = &self.plan.stage(index).name;
         let previous = self.previous.get_or_try_init(|| last_run(self.environment, &self.plan.pipeline)).await?;
-        let Some(before) = previous.get(name) else { return Ok(vec![Reason::FirstRun]) };
-        let action = self.environment.store.latest_action(before).await?.and_then(|(_, action)| action);
-        let Some(Action { preimage, .. }) = action else { return Ok(vec![Reason::NotOnStore]) };
+        let Some(before) = previous.get(name) else { return Ok((vec![Reason::FirstRun], None)) };
+        let action = self.environment.store.latest_action(before).await?.and_then(|committed| committed.action);
+        let Some(action) = action else { return Ok((vec![Reason::NotOnStore], None)) };
+        let (preimage, last) = (&action.preimage, LastTime::of(&action));
         let mut differences = Vec::new();
-        for field in ["operator", "version", "config", "files", "models", "names", "seed", "refresh", "engine", "format"] {
+        for field in
+            ["operator", "version", "config", "columns", "files", "models", "names", "seed", "refresh", "engine", "format"]
+        {
             differ(field, &preimage[field], &key.preimage[field], &mut differences);
         }
         self.source_changes(&preimage["source"], key, &mut differences);
@@ -245,9 +304,9 @@ impl<'a> Resolver<'a> {
             }
         }
         if differences.is_empty() {
-            return Ok(vec![Reason::NotOnStore]);
+            return Ok((vec![Reason::NotOnStore], last));
         }
-        Ok(differences.into_iter().map(Reason::Changed).collect())
+        Ok((differences.into_iter().map(Reason::Changed).collect(), last))
     }
 
     fn source_changes(&self, before: &Value, key: &StageKey, differences: &mut Vec<Difference>) {
@@ -307,6 +366,11 @@ fn step_preimage(stage: &Stage, plan: &Plan, environment: &Environment) -> Resul
     preimage.insert("version".into(), stage.operator_type.version.into());
     preimage.insert("config".into(), config.into());
     preimage.insert("files".into(), files.into());
+    // The rows of every file follow from the first one's columns: another first file is another step.
+    if let Some(columns) = &stage.inputs.source {
+        let columns = columns.fields().iter().map(|field| json!([field.name(), field.data_type().to_string()]));
+        preimage.insert("columns".into(), columns.collect());
+    }
     preimage.insert("models".into(), models.into());
     preimage.insert("names".into(), json!(names));
     preimage.insert("seed".into(), if stage.operator.draws() { stage.seed.into() } else { Value::Null });

@@ -31,6 +31,8 @@ pub struct RunOptions {
     pub until: Vec<StageIndex>,
     /// Stages that run whatever the store has.
     pub force: HashSet<StageIndex>,
+    /// Whether every file of an artifact is read before it counts as one.
+    pub verify: bool,
     /// Whether counters keep what is spent on each document.
     pub by_document: bool,
     /// Whether every stage plan is encoded and decoded before it runs, as for an executor.
@@ -63,6 +65,13 @@ pub enum Event {
         stage: String,
         /// Why, and what would be right.
         failure: Failure,
+    },
+    /// An artifact that a stage reads isn't whole any more: it is made anew.
+    Damaged {
+        /// The stage whose artifact it is.
+        stage: String,
+        /// What doesn't hold what was written there.
+        object: String,
     },
     /// A stage can't run because of others.
     Skipped {
@@ -114,6 +123,25 @@ pub struct Outcome {
     pub failures: Vec<(StageIndex, Failure)>,
 }
 
+/// Which filling of which key a stage's artifact is.
+struct Filled {
+    key: String,
+    generation: u64,
+    executed: bool,
+}
+
+/// How many artifacts a run makes anew because they aren't whole any more: where there are more, the disk is broken.
+const MENDED: usize = 8;
+
+/// A stage whose artifact is there.
+struct Done {
+    manifest: Arc<Manifest>,
+    key: StageKey,
+    generation: u64,
+    /// What it took, if it ran.
+    report: Option<StageReport>,
+}
+
 /// A run of a plan.
 pub struct Run<'a> {
     plan: &'a Plan,
@@ -147,13 +175,16 @@ impl<'a> Run<'a> {
             [] => self.plan.stages().map(|(index, _)| index).collect(),
             until => until.iter().flat_map(|index| self.plan.needed_by(*index)).collect(),
         };
-        let resolver = Resolver::new(self.plan, &self.environment, self.options.force.clone());
+        let resolver = Resolver::new(self.plan, &self.environment, self.options.force.clone()).verifying(self.options.verify);
         let device = tokio::sync::Semaphore::new(1);
         let mut waiting: Vec<StageIndex> =
             self.plan.stages().map(|(index, _)| index).filter(|index| wanted.contains(index)).collect();
         let mut outcome = Outcome { artifacts: HashMap::new(), executed: 0, cached: 0, skipped: 0, failures: Vec::new() };
         let mut lost: HashSet<StageIndex> = HashSet::new();
         let mut keys: BTreeMap<String, Value> = BTreeMap::new();
+        let mut filled: HashMap<StageIndex, Filled> = HashMap::new();
+        let mut given: HashMap<StageIndex, HashMap<StageIndex, Arc<Manifest>>> = HashMap::new();
+        let mut mended = 0;
         // What is wrong with a source is said before any work is done.
         for index in &waiting {
             if self.plan.reads(*index).is_empty()
@@ -185,6 +216,7 @@ impl<'a> Run<'a> {
                     waiting.remove(index);
                 } else if above.iter().all(|above| outcome.artifacts.contains_key(above)) {
                     let upstream: HashMap<_, _> = above.iter().map(|above| (*above, outcome.artifacts[above].clone())).collect();
+                    given.insert(stage, upstream.clone());
                     running.push(self.stage(stage, upstream, &resolver, &device));
                     waiting.remove(index);
                 } else {
@@ -193,26 +225,61 @@ impl<'a> Run<'a> {
             }
             let Some((stage, result)) = running.next().await else { break };
             match result {
-                Ok((manifest, key, executed)) => {
-                    *(if executed { &mut outcome.executed } else { &mut outcome.cached }) += 1;
+                Ok(Done { manifest, key, generation, report }) => {
+                    filled.insert(stage, Filled { key: key.key.clone(), generation, executed: report.is_some() });
                     let digests: BTreeMap<&String, &String> =
                         manifest.outputs.iter().map(|(name, table)| (name, &table.digest)).collect();
                     keys.insert(
                         self.plan.stage(stage).name.clone(),
-                        json!({ "key": key.key, "executed": executed, "digests": digests }),
+                        json!({ "key": key.key, "executed": report.is_some(), "digests": digests }),
                     );
-                    let gate = gate::check(self.plan.stage(stage), &manifest);
-                    outcome.artifacts.insert(stage, Arc::new(manifest));
-                    if let Err(failure) = gate {
+                    if let Err(failure) = gate::check(&self.environment, self.plan.stage(stage), &manifest).await {
                         self.fail(stage, failure, &mut outcome, &mut lost);
+                        continue;
+                    }
+                    match report {
+                        Some(report) => {
+                            outcome.executed += 1;
+                            (self.tell)(Event::Finished(report));
+                        }
+                        None => {
+                            outcome.cached += 1;
+                            let (stage, rows) = (self.plan.stage(stage), main_rows(self.plan.stage(stage), &manifest));
+                            (self.tell)(Event::Cached { stage: stage.name.clone(), rows });
+                        }
+                    }
+                    outcome.artifacts.insert(stage, manifest);
+                }
+                Err(failure) => {
+                    let object = failure.damaged.as_deref();
+                    let holds = |artifact: &Manifest| artifact.files().any(|(path, _)| Some(path) == object);
+                    let above = given[&stage].iter().find(|(_, artifact)| holds(artifact));
+                    let Some((above, artifact)) = above.filter(|_| mended < MENDED) else {
+                        self.fail(stage, failure, &mut outcome, &mut lost);
+                        continue;
+                    };
+                    waiting.push(stage);
+                    // Another reader may have found it before.
+                    if outcome.artifacts.get(above).is_some_and(|current| Arc::ptr_eq(current, artifact)) {
+                        mended += 1;
+                        self.condemn(*above, object.unwrap_or_default(), &filled[above], &mut outcome).await?;
+                        waiting.push(*above);
                     }
                 }
-                Err(failure) => self.fail(stage, failure, &mut outcome, &mut lost),
             }
         }
         drop(running);
         self.record(started, keys, &outcome).await?;
         Ok(outcome)
+    }
+
+    /// Takes back a stage's artifact, of which `object` doesn't hold what was written there.
+    async fn condemn(&self, stage: StageIndex, object: &str, filled: &Filled, outcome: &mut Outcome) -> Result<(), Failure> {
+        self.environment.store.condemn(&filled.key, filled.generation, object).await?;
+        (self.tell)(Event::Damaged { stage: self.plan.stage(stage).name.clone(), object: object.to_owned() });
+        outcome.artifacts.remove(&stage);
+        *(if filled.executed { &mut outcome.executed } else { &mut outcome.cached }) -= 1;
+        Ok(())
     }
 
     fn fail(&self, stage: StageIndex, failure: Failure, outcome: &mut Outcome, lost: &mut HashSet<StageIndex>) {
@@ -228,7 +295,7 @@ impl<'a> Run<'a> {
         upstream: HashMap<StageIndex, Arc<Manifest>>,
         resolver: &Resolver<'_>,
         device: &tokio::sync::Semaphore,
-    ) -> (StageIndex, Result<(Manifest, StageKey, bool), Failure>) {
+    ) -> (StageIndex, Result<Done, Failure>) {
         (index, self.stage_result(index, upstream, resolver, device).await)
     }
 
@@ -238,23 +305,19 @@ impl<'a> Run<'a> {
         upstream: HashMap<StageIndex, Arc<Manifest>>,
         resolver: &Resolver<'_>,
         device: &tokio::sync::Semaphore,
-    ) -> Result<(Manifest, StageKey, bool), Failure> {
+    ) -> Result<Done, Failure> {
         let stage = self.plan.stage(index);
         let (key, generation, reasons) = match resolver.status(index, &upstream).await? {
-            Status::Hit { key, manifest, .. } => {
-                (self.tell)(Event::Cached { stage: stage.name.clone(), rows: main_rows(stage, &manifest) });
-                return Ok(((*manifest).clone(), key, false));
-            }
-            Status::Run { key, generation, reasons } => (key, generation, reasons),
+            Status::Hit { key, generation, manifest } => return Ok(Done { manifest, key, generation, report: None }),
+            Status::Run { key, generation, reasons, .. } => (key, generation, reasons),
             Status::Unknown { after } => return Err(Failure::bug(format!("stages {after:?} were to run first"))),
         };
         let _device = match stage.operator.resource() {
             Resource::Device => {
                 let permit = device.acquire().await.map_err(|error| Failure::bug(error.to_string()))?;
                 // A stage of the same key may have had the device meanwhile.
-                if let Status::Hit { key, manifest, .. } = resolver.status(index, &upstream).await? {
-                    (self.tell)(Event::Cached { stage: stage.name.clone(), rows: main_rows(stage, &manifest) });
-                    return Ok(((*manifest).clone(), key, false));
+                if let Status::Hit { key, generation, manifest } = resolver.status(index, &upstream).await? {
+                    return Ok(Done { manifest, key, generation, report: None });
                 }
                 Some(permit)
             }
@@ -271,13 +334,14 @@ impl<'a> Run<'a> {
             upstream: &upstream,
             environment: &self.environment,
             counters: counters.clone(),
+            rehearsal: false,
             round_trip: self.options.round_trip,
             run: &self.id,
         };
         let manifest = run.execute().await?;
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let price = self.plan.price(index, &self.environment.registry);
-        (self.tell)(Event::Finished(StageReport {
+        let report = StageReport {
             stage: stage.name.clone(),
             rows: main_rows(stage, &manifest),
             rejects: manifest.outputs.get(crate::operator::REJECTS_OUTPUT).map_or(0, |table| table.rows),
@@ -288,8 +352,8 @@ impl<'a> Run<'a> {
             output_tokens: load(&counters.output_tokens),
             usd: price.map(|price| price.of(load(&counters.input_tokens), load(&counters.output_tokens))),
             partitions: load(&counters.partitions),
-        }));
-        Ok((manifest, key, true))
+        };
+        Ok(Done { manifest: Arc::new(manifest), key, generation, report: Some(report) })
     }
 
     /// Writes the run's record, unless nothing happened that the last one doesn't say.

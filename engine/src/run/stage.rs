@@ -30,7 +30,7 @@ use crate::{
     key,
     operator::{Lowering, Ports, REJECTS_OUTPUT, Resource},
     plan::{Plan, Stage, StageIndex},
-    schema::{PortSchemas, SchemaBytes},
+    schema::{InputSchemas, SchemaBytes},
     store::{Action, FORMAT, Manifest, Part, PartitionRecord, TableManifest},
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct StageRun<'a> {
     pub upstream: &'a HashMap<StageIndex, Arc<Manifest>>,
     pub environment: &'a Arc<Environment>,
     pub counters: Arc<Counters>,
+    /// Whether the stage only shows what it would ask: nobody judges what comes of it.
+    pub rehearsal: bool,
     /// Whether plans are encoded and decoded before they run.
     pub round_trip: bool,
     pub run: &'a str,
@@ -57,7 +59,7 @@ impl StageRun<'_> {
     pub(crate) async fn execute(&self) -> Result<Manifest, Failure> {
         let started = std::time::Instant::now();
         let stage = self.stage();
-        let manifest = self.fill().await?;
+        let (manifest, device) = self.fill().await.map_err(|failure| self.with_damage(failure))?;
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
         let action = Action {
@@ -66,7 +68,7 @@ impl StageRun<'_> {
             preimage: self.key.preimage.clone(),
             filled_by: json!({
                 "pipeline": self.plan.pipeline, "stage": stage.name, "run": self.run,
-                "attempt": uuid::Uuid::now_v7(), "device": self.environment.device,
+                "attempt": uuid::Uuid::now_v7(), "device": device,
             }),
             usage: json!({
                 "seconds": started.elapsed().as_secs_f64(), "calls": load(&counters.calls), "memo_hits": load(&counters.memo_hits),
@@ -76,8 +78,18 @@ impl StageRun<'_> {
         self.environment.store.commit(&self.key.key, self.generation, manifest, action).await
     }
 
-    /// Runs the stage; what it gives isn't committed.
-    pub(crate) async fn fill(&self) -> Result<Manifest, Failure> {
+    /// The failure, which is damage if a part that the stage reads was found damaged: not every library hands on our error.
+    fn with_damage(&self, failure: Failure) -> Failure {
+        if failure.damaged.is_some() {
+            return failure;
+        }
+        let damaged = self.environment.store.damaged();
+        let reads = |part: &&String| self.upstream.values().any(|above| above.files().any(|(path, _)| path == part.as_str()));
+        damaged.iter().find(reads).map_or(failure, |part| Failure::damaged(part))
+    }
+
+    /// Runs the stage; what it gives isn't committed. Says what it was computed on, where a task said so.
+    pub(crate) async fn fill(&self) -> Result<(Manifest, Option<String>), Failure> {
         let stage = self.stage();
         let tables = self.tables()?;
         let (records, unique) = match stage.operator.lower(&stage.inputs) {
@@ -88,11 +100,12 @@ impl StageRun<'_> {
                 (self.partitions(plan, self.batch_rows(&tables)).await?, unique)
             }
         };
+        let device = records.iter().find_map(|record| record.device.clone());
         let manifest = self.manifest(records);
         if unique {
             self.check_unique(&manifest).await?;
         }
-        Ok(manifest)
+        Ok((manifest, device))
     }
 
     fn tables(&self) -> Result<BTreeMap<String, Vec<Table>>, Failure> {
@@ -129,7 +142,7 @@ impl StageRun<'_> {
             operator: stage.operator_type.name.to_owned(),
             version: stage.operator_type.version,
             config: stage.config.clone(),
-            inputs: PortSchemas::new(&stage.inputs),
+            inputs: InputSchemas::new(&stage.inputs),
             tables: tables
                 .iter()
                 .map(|(port, tables)| (port.clone(), tables.iter().map(|table| table.manifest().clone()).collect()))
@@ -179,6 +192,7 @@ impl StageRun<'_> {
             };
             let main = ports.first().and_then(|port| tables.get(port.name)).and_then(|tables| tables.first());
             let main = main.ok_or_else(|| Failure::bug("nothing arrives at the first port"))?;
+            self.counters.of.store(main.rows(), Ordering::Relaxed);
             let parts = &main.manifest().parts;
             if parts.is_empty() {
                 return Ok(None);
@@ -197,7 +211,7 @@ impl StageRun<'_> {
             operator: stage.operator_type.name.to_owned(),
             version: stage.operator_type.version,
             config: stage.config.clone(),
-            inputs: PortSchemas::new(&stage.inputs),
+            inputs: InputSchemas::new(&stage.inputs),
             outputs: self.outputs(),
             transform,
             seed: stage.seed,
@@ -221,7 +235,7 @@ impl StageRun<'_> {
         let count = plan.output_partitioning().partition_count();
         // A teacher's rows wait, they don't compute: they need no slot, and rows of few partitions keep it busy.
         let asks = self.stage().operator.resource() == Resource::Teacher;
-        let gate = asks.then(|| Arc::new(Gate::new(self.stage().min_yield)));
+        let gate = (asks && !self.rehearsal).then(|| Arc::new(Gate::new(self.stage().min_yield)));
         let runtime = StageRuntime { environment: self.environment.clone(), counters: self.counters.clone(), gate };
         let config = session::config(count, batch_rows).with_extension(Arc::new(runtime));
         let session = datafusion::prelude::SessionContext::new_with_config_rt(config, self.environment.runtime.clone());
@@ -299,11 +313,12 @@ impl StageRun<'_> {
             for batch in &found {
                 for row in 0..batch.num_rows() {
                     let cell = |column: usize| arrow::util::display::array_value_to_string(batch.column(column), row);
-                    let mut text = vec![format!("row_id `{}`", cell(0)?)];
+                    let mut text = Vec::new();
                     for (place, name) in telling.iter().enumerate() {
                         let (low, high) = (cell(1 + 2 * place)?, cell(2 + 2 * place)?);
                         text.push(if low == high { format!("{name} `{low}`") } else { format!("{name} `{low}` and `{high}`") });
                     }
+                    text.push(format!("row_id `{}`", cell(0)?));
                     rows.push(text.join(", "));
                 }
             }

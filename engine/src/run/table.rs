@@ -173,8 +173,7 @@ async fn check_file(file: PathBuf, blob: &Blob) -> Result<(), Failure> {
 }
 
 fn not_as_listed(blob: &Blob) -> Failure {
-    Failure::external(format!("`{}` doesn't hold what its manifest says", blob.path))
-        .hint("run with `--force` for the stage that made it")
+    Failure::damaged(&blob.path)
 }
 
 fn missing(blob: &Blob) -> Failure {

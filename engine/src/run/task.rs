@@ -17,7 +17,7 @@ use super::{
 use crate::{
     failure::Failure,
     operator::{DEFAULT_OUTPUT, Lowering, REJECTS_OUTPUT},
-    schema::{PortSchemas, SchemaBytes},
+    schema::{InputSchemas, SchemaBytes},
     store::{Blob, PartitionRecord, Store, TableManifest},
 };
 
@@ -27,7 +27,7 @@ pub(crate) struct TaskWork {
     pub operator: String,
     pub version: u32,
     pub config: Value,
-    pub inputs: PortSchemas,
+    pub inputs: InputSchemas,
     pub tables: BTreeMap<String, Vec<TableManifest>>,
     pub outputs: BTreeMap<String, SchemaBytes>,
     pub seed: u64,
@@ -45,6 +45,7 @@ pub(crate) struct TaskOutputs {
     blobs: BTreeMap<String, Vec<Blob>>,
     counters: Arc<Counters>,
     pub(crate) units: u64,
+    pub(crate) device: Option<String>,
 }
 
 impl TaskOutputs {
@@ -92,12 +93,13 @@ impl TaskOutputs {
         Ok(digest.finalize().to_hex().to_string())
     }
 
-    async fn finish(self) -> Result<PartitionRecord, Failure> {
+    async fn finish(mut self) -> Result<PartitionRecord, Failure> {
         let mut outputs = BTreeMap::new();
-        for (output, writer) in self.writers {
+        for (output, writer) in std::mem::take(&mut self.writers) {
             outputs.insert(output, writer.finish().await?);
         }
-        Ok(PartitionRecord { attempt: self.attempt, outputs, blobs: self.blobs, units: self.units })
+        let Self { attempt, blobs, units, device, .. } = self;
+        Ok(PartitionRecord { device, attempt, outputs, blobs, units })
     }
 }
 
@@ -145,6 +147,7 @@ pub(crate) async fn run_task(
             blobs: BTreeMap::new(),
             counters,
             units: 0,
+            device: None,
         },
         scratch: tempfile::tempdir()?,
     };

@@ -44,7 +44,7 @@ struct Job {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    Progress { message: String, rows: u64 },
+    Progress { message: String, rows: u64, done: u64, of: u64 },
     Done(PartitionRecord),
     Failed(Failure),
 }
@@ -101,8 +101,9 @@ pub(crate) async fn run_in_child(
     let mut result = None;
     while let Some(line) = lines.next_line().await? {
         match serde_json::from_str(&line) {
-            Ok(Line::Progress { message, rows }) => {
+            Ok(Line::Progress { message, rows, done, of }) => {
                 counters.say(message);
+                counters.progress(done, of);
                 counters.rows.store(rows, Ordering::Relaxed);
             }
             Ok(Line::Done(record)) => result = Some(Ok(record)),
@@ -159,6 +160,7 @@ async fn serve(job: Job, registry: Registry) -> Result<PartitionRecord, Failure>
         device: job.device,
         memory: job.memory,
         threads: job.threads,
+        retry_rejects: false,
         part_bytes: job.part_bytes,
     };
     let environment = Arc::new(Environment::new(settings)?);
@@ -169,12 +171,19 @@ async fn serve(job: Job, registry: Registry) -> Result<PartitionRecord, Failure>
         loop {
             tick.tick().await;
             let message = watched.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-            if say(&Line::Progress { message, rows: watched.rows.load(Ordering::Relaxed) }).is_err() {
+            let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            let (rows, done, of) = (load(&watched.rows), load(&watched.done), load(&watched.of));
+            if say(&Line::Progress { message, rows, done, of }).is_err() {
                 return;
             }
         }
     });
     let result = run_task(&job.work, environment.clone(), counters).await;
+    let damaged = environment.store.damaged().into_iter().next();
+    let result = result.map_err(|failure| match damaged {
+        Some(part) if failure.damaged.is_none() => Failure::damaged(&part),
+        _ => failure,
+    });
     watch.abort();
     let closed = environment.close().await;
     result.and_then(|record| closed.map(|()| record))

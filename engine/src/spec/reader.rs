@@ -68,7 +68,10 @@ impl Reader<'_> {
             if let Some(Entry { value: Node { kind: Kind::Mapping(stages), .. }, .. }) = stages {
                 for stage in stages {
                     if let Kind::Mapping(keys) = &mut stage.value.kind {
-                        keys.retain(|entry| entry.key != MATRIX || self.refuse_key(entry));
+                        let op = keys.iter().find(|entry| entry.key == "op").and_then(|entry| entry.value.as_str());
+                        let planned = op.and_then(|op| self.registry.operator(op)).map_or(&[][..], |operator| operator.planned);
+                        let is_planned = |key: &str| key == MATRIX || planned.contains(&key);
+                        keys.retain(|entry| !is_planned(&entry.key) || self.refuse_key(entry));
                     }
                 }
             }

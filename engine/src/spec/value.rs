@@ -254,7 +254,8 @@ impl<'a> Values<'a> {
         let diagnostic = if let Some(variable) = name.strip_prefix("env:").filter(|name| is_name(name)) {
             match (self.env)(variable) {
                 Some(text) => return Some(Node { span: place, kind: Kind::String(text) }),
-                None => Diagnostic::at(place, format!("environment variable `{variable}` is not set")),
+                None => Diagnostic::at(place, format!("environment variable `{variable}` is not set"))
+                    .help(format!("set it: `export {variable}=...`; `vars` with `--set` need no environment")),
             }
         } else if name.strip_prefix("secret:").is_some_and(is_name) {
             if matches!(field, Field::Unknown) {
