@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::memo::{Key, Memo};
 use crate::request::{Answer, Finish, Outage, Request, Teacher};
-use crate::trial::Trial;
+use crate::trial::{Call, Trial};
 
 /// Why an answer isn't taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,20 +86,29 @@ pub struct Counts {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    retries: bool,
 }
 
 struct Inner {
     teacher: Arc<dyn Teacher>,
     memo: Memo,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
+    /// A place for each exchange until its answer is kept.
+    exchanges: Arc<Semaphore>,
     admissions: Semaphore,
-    trial: Trial,
-    turns: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+    stopped: AtomicBool,
+    trial: Arc<Trial>,
+    turns: Turns,
     calls: AtomicU64,
     memo_hits: AtomicU64,
     input_tokens: AtomicU64,
     output_tokens: AtomicU64,
 }
+
+/// More than can be under way: those in flight, and those whose answers are being written down.
+const EXCHANGES: u32 = 1 << 24;
+
+type Turns = Arc<Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>>;
 
 /// The right to have a rendered request: [`Client::admit`].
 pub struct Admission<'a> {
@@ -112,16 +122,30 @@ impl Client {
         let inner = Inner {
             teacher,
             memo,
-            permits: Semaphore::new(max_in_flight),
+            permits: Arc::new(Semaphore::new(max_in_flight)),
+            exchanges: Arc::new(Semaphore::new(EXCHANGES as usize)),
             admissions: Semaphore::new(2 * max_in_flight + 16),
-            trial: Trial::default(),
-            turns: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            trial: Arc::default(),
+            turns: Turns::default(),
             calls: AtomicU64::default(),
             memo_hits: AtomicU64::default(),
             input_tokens: AtomicU64::default(),
             output_tokens: AtomicU64::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), retries: false }
+    }
+
+    /// The same client; where all remembered attempts at a request were refused, it goes on with the next numbers.
+    pub fn retrying(self, retries: bool) -> Self {
+        Self { retries, ..self }
+    }
+
+    /// How many attempts at a request are remembered, of those that [`Self::ask`] looks at.
+    pub fn remembered(&self, key: impl Fn(u32) -> Key, attempts: u32) -> usize {
+        let memo = &self.inner.memo;
+        let more = (attempts..).take_while(|attempt| memo.contains(&key(*attempt))).count();
+        (0..attempts).filter(|attempt| memo.contains(&key(*attempt))).count() + more
     }
 
     /// The teacher behind it.
@@ -156,16 +180,17 @@ impl Client {
         permit.map(|permit| Admission { _permit: permit }).map_err(|error| Outage::teacher(error.to_string()))
     }
 
-    /// The first acceptable answer to draw `draw` of `request`. Remembered attempts are tried in order before a new one
-    /// is asked for, and at most `attempts` (at least 1) are made in all; a teacher that doesn't vary has one. `refresh`
+    /// The first acceptable answer to draw `draw` of `request`. Remembered attempts, however many there are, are tried in order
+    /// before a new one is asked for, and at most `attempts` (at least 1) are made in all; [`Self::retrying`], so many more than
+    /// are remembered. A teacher that doesn't vary has one. `refresh`
     /// keeps answers apart that were asked for at different wishes.
     ///
     /// A request that the server finds wrong ([`Finish::Invalid`]) isn't asked again with other attempt numbers: those are
     /// for what is drawn anew. Such an answer is remembered like any other, unless nothing that this client asked has been
     /// answered yet: then the fault may be the server's. If the first 20 calls all end so, it is an outage.
     ///
-    /// `accept` sees every answer once and must not depend on anything but the answer. Dropping the future gives up a
-    /// call in flight; an answer that has arrived is kept.
+    /// `accept` sees every answer once and must not depend on anything but the answer. Dropping the future gives up what
+    /// wasn't sent yet; a call in flight goes on, and its answer is kept ([`Self::settle`] waits for that).
     pub async fn ask<T>(
         &self,
         request: &Request,
@@ -179,8 +204,15 @@ impl Client {
         let key = Key::attempts(request, &teacher.asked(request), draw, refresh);
         let mut tries = Tries::default();
         let mut unknown = Vec::new();
-        for attempt in 0..attempts {
+        for attempt in 0.. {
             match memo.answer(&key(attempt)) {
+                None if attempt >= attempts => {
+                    if self.retries && teacher.varies() {
+                        tries.hopeless = false;
+                        unknown.extend(attempt..attempt.saturating_add(attempts - unknown.len() as u32));
+                    }
+                    break;
+                }
                 None => unknown.push(attempt),
                 Some(answer) => {
                     memo_hits.fetch_add(1, Ordering::Relaxed);
@@ -214,18 +246,56 @@ impl Client {
         Ok(Outcome::Rejected { reject, raw, attempts: tries.made })
     }
 
+    /// Sends nothing any more, and waits until the calls in flight have brought their answers, or for `patience`.
+    pub async fn settle(&self, patience: Duration) {
+        let inner = &*self.inner;
+        inner.stopped.store(true, Ordering::Release);
+        inner.teacher.stop();
+        // All places are free when no exchange is under way.
+        let _ = tokio::time::timeout(patience, inner.exchanges.acquire_many(EXCHANGES)).await;
+    }
+
     /// Asks, unless an identical request in flight brings the answer. The second value says whether it did.
     async fn fetch(&self, key: Key, request: &Request, draw: u32, attempt: u32) -> Result<(Answer, bool), Outage> {
-        let inner = &*self.inner;
-        let turn = Turn::of(&inner.turns, key);
-        let _mine = turn.lock.lock().await;
+        let inner = &self.inner;
+        let turn = Turn::take(&inner.turns, key).await;
         if let Some(answer) = inner.memo.answer(&key) {
             return Ok((answer, true));
         }
         let call = inner.trial.begin()?;
-        let permit = inner.permits.acquire().await.map_err(|error| Outage::teacher(error.to_string()))?;
+        let permit = inner.permits.clone().acquire_owned().await.map_err(|error| Outage::teacher(error.to_string()))?;
         call.check()?;
+        let place = inner.exchanges.clone().acquire_owned().await.map_err(|error| Outage::teacher(error.to_string()))?;
+        if inner.stopped.load(Ordering::Acquire) {
+            return Err(Outage::teacher("the run is being stopped"));
+        }
+        // From here on it may be paid for: the answer is kept, whoever still wants it.
+        let (client, request) = (self.clone(), request.clone());
+        let exchange = tokio::spawn(async move {
+            let answer = client.exchange(call, permit, key, &request, draw, attempt).await;
+            drop((turn, place));
+            answer
+        });
+        match exchange.await {
+            Ok(answer) => Ok((answer?, false)),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => Err(Outage::teacher(error.to_string())),
+        }
+    }
+
+    /// Sends a request and keeps its answer.
+    async fn exchange(
+        &self,
+        call: Call,
+        permit: OwnedSemaphorePermit,
+        key: Key,
+        request: &Request,
+        draw: u32,
+        attempt: u32,
+    ) -> Result<Answer, Outage> {
+        let inner = &*self.inner;
         let answer = inner.teacher.answer(request, draw, attempt).await?;
+        // The next request is on its way while this answer is kept.
         drop(permit);
         inner.calls.fetch_add(1, Ordering::Relaxed);
         if let Some(usage) = answer.usage {
@@ -242,7 +312,7 @@ impl Client {
         if kept {
             inner.memo.record(key, &answer).await?;
         }
-        Ok((answer, false))
+        Ok(answer)
     }
 }
 
@@ -270,25 +340,29 @@ impl Tries {
     }
 }
 
-/// A place among those who want the answer under one key. The table of turns forgets a key when the last one leaves.
-struct Turn<'a> {
-    turns: &'a Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+/// A place among those who want the answer under one key: the first, until it is dropped. The table of turns forgets a key
+/// when the last one leaves.
+struct Turn {
+    turns: Turns,
     key: Key,
     lock: Arc<tokio::sync::Mutex<()>>,
+    mine: Option<tokio::sync::OwnedMutexGuard<()>>,
 }
 
-impl<'a> Turn<'a> {
-    fn of(turns: &'a Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>, key: Key) -> Self {
-        let mut table = turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let lock = Arc::clone(table.entry(key).or_default());
-        drop(table);
-        Self { turns, key, lock }
+impl Turn {
+    /// Waits for the turn.
+    async fn take(turns: &Turns, key: Key) -> Self {
+        let lock = Arc::clone(turns.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+        let mut turn = Self { turns: turns.clone(), key, lock, mine: None };
+        turn.mine = Some(turn.lock.clone().lock_owned().await);
+        turn
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         let mut table = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        self.mine = None;
         if let Entry::Occupied(entry) = table.entry(self.key) {
             // The table's and this one: nobody else waits, and nobody can come while the table is locked.
             if Arc::strong_count(entry.get()) == 2 {
@@ -406,6 +480,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_retry_goes_on_with_the_next_numbers_and_what_it_brought_stays() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 4).await;
+        let request = request("q");
+        let rejected = |outcome| matches!(outcome, Ok(Outcome::Rejected { attempts: 2, .. }));
+        assert!(rejected(client.ask(&request, 0, None, 2, only(3)).await));
+        let retrying = client.clone().retrying(true);
+        assert!(matches!(retrying.ask(&request, 0, None, 2, only(3)).await, Ok(Outcome::Accepted { .. })));
+        assert_eq!(*teacher.asked.lock().expect("not poisoned"), [(0, 0), (0, 1), (0, 2), (0, 3)]);
+        let again = client.ask(&request, 0, None, 2, only(3)).await;
+        assert!(matches!(again, Ok(Outcome::Accepted { from_memo: true, .. })), "found beyond the number of attempts");
+        assert_eq!(client.counts().calls, 4);
+    }
+
+    #[tokio::test]
     async fn draws_and_refreshes_are_asked_for_apart() {
         let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
         let client = client(&teacher, &folder, 4).await;
@@ -435,6 +524,24 @@ mod tests {
         join_all(requests.iter().map(|request| client.ask(request, 0, None, 1, only(0)))).await;
         assert_eq!(client.counts().calls, 40);
         assert_eq!(teacher.most.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn a_call_in_flight_is_kept_though_nobody_waits_for_it() {
+        let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
+        let client = client(&teacher, &folder, 1).await;
+        let (first, second) = (request("first"), request("second"));
+        let asked = join_all([&first, &second].map(|request| client.ask(request, 0, None, 1, only(0))));
+        tokio::select! {
+            biased;
+            _ = asked => panic!("nobody was to wait so long"),
+            () = tokio::task::yield_now() => {}
+        }
+        client.settle(Duration::from_secs(60)).await;
+        assert_eq!(client.counts().calls, 1, "the second one wasn't sent");
+        assert_eq!(client.memo().len(), 1);
+        assert!(client.ask(&second, 0, None, 1, only(0)).await.is_err(), "nothing is sent any more");
+        assert!(client.inner.turns.lock().expect("not poisoned").is_empty());
     }
 
     #[tokio::test]

@@ -16,6 +16,9 @@ use crate::openai::OpenAi;
 use crate::request::Teacher;
 use crate::secret::Secret;
 
+/// The names by which servers know the bound on an answer's tokens.
+pub(crate) const BOUNDS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
+
 /// A model that answers, as an entry under `models:`. Stages name it as teacher, judge or reader.
 ///
 /// Exactly one of `offline` and `openai` says where the answers come from.
@@ -81,13 +84,17 @@ pub struct OpenAiModel {
     /// The key that the server asks for, as `${secret:NAME}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<Secret>,
-    /// The model's context length in tokens, for instance `32Ki`: a request that surely doesn't fit (a token per eight bytes,
-    /// and `max_output_tokens`) is rejected without a call. What only the server finds too long is rejected with its words.
-    /// Not part of the model's identity: after a change, `--force` runs a stage again.
+    /// The model's context length in tokens, for instance `32Ki`: a request that surely doesn't fit (a token for each word, or
+    /// for eight letters where that is more, and `max_output_tokens`) is rejected without a call. What only the server finds
+    /// too long is rejected with its words. A server that cuts such a request instead of refusing it doesn't say so: prose has
+    /// a third more tokens than words, so chunk documents to fit. Not part of the model's identity: after a change, `--force`
+    /// runs a stage again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<Tokens>,
     /// Fields added to every request's body, for instance `{ top_k: 40 }`. They are part of the request. One that the client
-    /// sends, too, takes its place (`temperature: 0`), and removes it as `null` (`top_p: null`).
+    /// sends, too, takes its place (`temperature: 0`), and removes it as `null` (`top_p: null`). A bound on the answer, as
+    /// `max_tokens` or as `max_completion_tokens`, takes the place of `max_output_tokens`, in a budget, too; there is always
+    /// one.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extra_body: Map<String, Value>,
     /// Headers added to every request, as `${secret:NAME}` where they carry a credential. Not part of the model's
@@ -174,6 +181,16 @@ impl TryFrom<Entry> for ModelConfig {
             }
             if openai.extra_body.contains_key("messages") {
                 return Err("`extra_body` can't hold `messages`: those are the stage's prompt");
+            }
+            let extra_body = &openai.extra_body;
+            let bounds = || BOUNDS.into_iter().filter_map(move |name| extra_body.get(name));
+            if bounds().any(|bound| !bound.is_null() && bound.as_u64().is_none_or(|tokens| tokens == 0)) {
+                return Err("`max_tokens` and `max_completion_tokens` in `extra_body` are whole numbers of tokens, 1 at least");
+            }
+            if bounds().next().is_some() && bounds().all(Value::is_null) {
+                return Err(
+                    "`extra_body` can't remove the bound on an answer: give `max_tokens` or `max_completion_tokens` a number",
+                );
             }
             if ["stream", "n"].iter().any(|field| openai.extra_body.contains_key(*field)) {
                 return Err("`extra_body` can't hold `stream` or `n`: an answer is read whole, and one per request");
@@ -409,6 +426,23 @@ mod tests {
             wrong["openai"][field] = value;
             assert!(model(wrong).expect_err("refused").contains(&format!("`{field}`")));
         }
+    }
+
+    #[test]
+    fn an_answer_has_a_bound() {
+        let with = |extra_body: Value| {
+            let mut bound = openai();
+            bound["openai"]["extra_body"] = extra_body;
+            model(bound).map(|_| ())
+        };
+        for removed in [json!({ "max_tokens": null }), json!({ "max_tokens": null, "max_completion_tokens": null })] {
+            assert!(with(removed).expect_err("refused").contains("can't remove the bound on an answer"));
+        }
+        for wrong in [json!("32Ki"), json!(0), json!(-1), json!(0.5)] {
+            assert!(with(json!({ "max_tokens": wrong })).expect_err("refused").contains("whole numbers of tokens"));
+        }
+        assert_eq!(with(json!({ "max_tokens": 32_000 })), Ok(()));
+        assert_eq!(with(json!({ "max_tokens": null, "max_completion_tokens": 500 })), Ok(()));
     }
 
     #[test]

@@ -8,10 +8,13 @@
 //! 2. [`Memo`] holds the answers that a store already has, and takes new ones durably.
 //! 3. [`Client`] puts both together: [`Client::ask`] tries remembered attempts first and asks for what is missing.
 //! 4. [`parse`] reads pairs of questions and answers out of what a teacher said.
+//! 5. [`ModelConfig::embedder`] makes an [`Embedder`] of an entry; [`Embeddings`] puts it together with a memo, as a client
+//!    does for a teacher.
 
 mod budget;
 mod client;
 mod config;
+mod embed;
 mod headers;
 mod memo;
 mod offline;
@@ -24,6 +27,7 @@ mod trial;
 pub use budget::{Budget, BudgetError, Nanodollars};
 pub use client::{Admission, Client, Counts, Outcome, Reject};
 pub use config::{ModelConfig, OfflineModel, OpenAiModel, Price, Provider, Servers, Tokens};
+pub use embed::{Embedded, Embedder, Embeddings, Vector};
 pub use headers::{HeaderText, Headers};
 pub use memo::{Key, Memo, MemoError};
 pub use offline::Offline;

@@ -126,6 +126,9 @@ pub enum Outage {
     /// The answer can't be kept, so asking on would only lose money.
     #[error(transparent)]
     Memo(#[from] MemoError),
+    /// Nobody is to be asked: the teacher only sees what would be.
+    #[error("the request wasn't sent")]
+    Unasked,
     /// The call might cost more than the budget has left, or what it costs can't be written down.
     #[error(transparent)]
     Budget(#[from] BudgetError),
@@ -160,6 +163,9 @@ pub trait Teacher: Send + Sync {
     fn varies(&self) -> bool {
         true
     }
+
+    /// Sends nothing any more: requests that wait, for their turn or to be tried again, end in an outage.
+    fn stop(&self) {}
 
     /// Answers. `draw` tells independent draws of one request apart, `attempt` tries of one draw; neither is sent to a
     /// server that samples. Dropping the future gives the call up.

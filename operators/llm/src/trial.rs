@@ -1,6 +1,6 @@
 //! Whether a server that refuses requests refuses these, or all of them.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -37,8 +37,8 @@ enum Verdict {
 }
 
 /// A call whose answer isn't known yet.
-pub(crate) struct Call<'a> {
-    trial: &'a Trial,
+pub(crate) struct Call {
+    trial: Arc<Trial>,
 }
 
 impl Trial {
@@ -46,13 +46,13 @@ impl Trial {
     ///
     /// # Errors
     /// The outage that was found before.
-    pub(crate) fn begin(&self) -> Result<Call<'_>, Outage> {
+    pub(crate) fn begin(self: &Arc<Self>) -> Result<Call, Outage> {
         let mut state = self.state();
         if let Verdict::Out(outage) = &state.verdict {
             return Err(outage.clone());
         }
         state.busy += 1;
-        Ok(Call { trial: self })
+        Ok(Call { trial: self.clone() })
     }
 
     /// What is known of refusals, once it is: whether they are kept.
@@ -70,7 +70,7 @@ impl Trial {
     }
 }
 
-impl Call<'_> {
+impl Call {
     /// Whether the call may still be made.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl Call<'_> {
     /// # Errors
     /// When all requests so far were refused, and they are many.
     pub(crate) async fn refused(self, words: &str) -> Result<bool, Outage> {
-        let trial = self.trial;
+        let trial = self.trial.clone();
         {
             let mut state = trial.state();
             if matches!(state.verdict, Verdict::Open) {
@@ -120,7 +120,7 @@ impl Call<'_> {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for Call {
     fn drop(&mut self) {
         let mut state = self.trial.state();
         state.busy -= 1;
@@ -145,7 +145,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_waits_for_an_answer_and_is_then_kept() {
-        let trial = Trial::default();
+        let trial = Arc::new(Trial::default());
         let (bad, good) = (trial.begin().expect("goes"), trial.begin().expect("goes"));
         let mut refused = Box::pin(bad.refused("no"));
         assert!(futures::poll!(&mut refused).is_pending());
@@ -156,7 +156,7 @@ mod tests {
 
     #[tokio::test]
     async fn refusals_that_nothing_can_tell_about_are_not_kept() {
-        let trial = Trial::default();
+        let trial = Arc::new(Trial::default());
         assert!(!trial.begin().expect("goes").refused("no").await.expect("no outage"));
         let (bad, other) = (trial.begin().expect("goes"), trial.begin().expect("goes"));
         let mut refused = Box::pin(bad.refused("no"));
@@ -167,8 +167,8 @@ mod tests {
 
     #[tokio::test]
     async fn twenty_refusals_and_nothing_else_are_an_outage() {
-        let trial = Trial::default();
-        let calls: Vec<Call<'_>> = (0..30).map(|_| trial.begin().expect("goes")).collect();
+        let trial = Arc::new(Trial::default());
+        let calls: Vec<Call> = (0..30).map(|_| trial.begin().expect("goes")).collect();
         let ends = join_all(calls.into_iter().map(|call| call.refused("HTTP 400: no such field"))).await;
         assert!(ends.iter().all(Result::is_err));
         let outage = trial.begin().err().expect("nothing is sent any more");
@@ -177,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn nineteen_and_an_answer_are_not() {
-        let trial = Trial::default();
+        let trial = Arc::new(Trial::default());
         let good = trial.begin().expect("goes");
         let mut refused: Vec<_> = (0..19).map(|_| Box::pin(trial.begin().expect("goes").refused("no"))).collect();
         for call in &mut refused {

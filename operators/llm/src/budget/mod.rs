@@ -54,6 +54,17 @@ impl Price {
 /// Why a budget can't be used, or lets no call through any more.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BudgetError {
+    /// It is less than a single call may cost.
+    #[error(
+        "the budget of {limit} doesn't cover one call, which may cost {call}: a token for each byte of the request, and as many \
+         as the answer may have (`max_output_tokens`)"
+    )]
+    TooSmall {
+        /// The budget.
+        limit: Nanodollars,
+        /// The most that the call may cost.
+        call: Nanodollars,
+    },
     /// The next call might pass it, and no call is under way whose end could change that.
     #[error("the budget of {limit} is spent: {spent} so far, and the next call may cost {call}")]
     Spent {
@@ -129,8 +140,11 @@ impl Budget {
     /// Lets a call through that may cost `worst` at most, as soon as the budget has room for it.
     ///
     /// # Errors
-    /// [`BudgetError::Spent`] when it won't have room, and when the record can't be written.
+    /// [`BudgetError::TooSmall`] or [`BudgetError::Spent`] when it won't have room, and when the record can't be written.
     pub async fn hold(&self, worst: Nanodollars) -> Result<Hold<'_>, BudgetError> {
+        if worst > self.limit {
+            return Err(BudgetError::TooSmall { limit: self.limit, call: worst });
+        }
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -233,6 +247,16 @@ mod tests {
         let failure = budget.hold(Nanodollars(6 * CENT.0)).await.expect_err("6 + 6 is over 10");
         assert_eq!(failure.to_string(), "the budget of $0.100 is spent: $0.0600 so far, and the next call may cost $0.0600");
         budget.hold(Nanodollars(4 * CENT.0)).await.expect("just fits");
+    }
+
+    #[tokio::test]
+    async fn a_budget_that_covers_no_call_says_so() {
+        let (store, folder) = (Arc::new(InMemory::new()), folder());
+        let budget = open(&store, folder.path(), 3).await;
+        budget.hold(Nanodollars(2 * CENT.0)).await.expect("room").paid(CENT);
+        let failure = budget.hold(Nanodollars(5 * CENT.0)).await.expect_err("5 is over 3");
+        let said = "the budget of $0.0300 doesn't cover one call, which may cost $0.0500: a token for each byte";
+        assert!(failure.to_string().starts_with(said), "{failure}");
     }
 
     #[tokio::test]

@@ -8,6 +8,8 @@ use crate::request::Request;
 
 /// Separates these keys from every other use of the hash, and from other versions of the encoding.
 const DOMAIN: &[u8] = b"ingrain/memo/1";
+/// The same, for vectors.
+const VECTORS: &[u8] = b"ingrain/vectors/1";
 
 /// The key of one attempt at a request: blake3 over the rendered request (messages, decoding, response format), what the
 /// teacher says decides its answer ([`crate::Teacher::asked`]), draw, refresh and attempt.
@@ -29,6 +31,18 @@ impl Key {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&preimage(request, asked, draw, refresh));
         move |attempt| Self(*hasher.clone().update(&attempt.to_le_bytes()).finalize().as_bytes())
+    }
+
+    /// The keys of the vectors of texts: blake3 over what the embedder is ([`crate::Embedder::identity`]), refresh and text,
+    /// in the same encoding, the text's bytes last.
+    pub fn vectors(identity: &Value, refresh: Option<&str>) -> impl Fn(&str) -> Self + use<> {
+        let mut out = Vec::new();
+        text(&mut out, VECTORS);
+        json(&mut out, identity);
+        optional(&mut out, refresh);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&out);
+        move |text: &str| Self(*hasher.clone().update(text.as_bytes()).finalize().as_bytes())
     }
 
     /// A key from its bytes, as a segment or log holds them.
@@ -79,13 +93,7 @@ fn preimage(request: &Request, asked: &Value, draw: u32, refresh: Option<&str>) 
     }
     json(&mut out, asked);
     out.extend(draw.to_le_bytes());
-    match refresh {
-        None => out.push(0),
-        Some(refresh) => {
-            out.push(1);
-            text(&mut out, refresh.as_bytes());
-        }
-    }
+    optional(&mut out, refresh);
     out
 }
 
@@ -96,6 +104,16 @@ fn count(out: &mut Vec<u8>, n: usize) {
 fn text(out: &mut Vec<u8>, bytes: &[u8]) {
     count(out, bytes.len());
     out.extend(bytes);
+}
+
+fn optional(out: &mut Vec<u8>, words: Option<&str>) {
+    match words {
+        None => out.push(0),
+        Some(words) => {
+            out.push(1);
+            text(out, words.as_bytes());
+        }
+    }
 }
 
 /// One bit pattern per number: -0.0 is 0.0, every NaN is the same one.
@@ -223,6 +241,20 @@ mod tests {
         ];
         for (i, other) in others.iter().enumerate() {
             assert!(*other != base && others[..i].iter().all(|earlier| earlier != other), "{i}");
+        }
+    }
+
+    #[test]
+    fn a_vector_is_known_by_embedder_refresh_and_text() {
+        let key = Key::vectors(&asked(), None)("héllo");
+        assert_eq!(hex(key.as_bytes()), "369a5e92fa794182be56d10241a32a9519435904006e6b251e14eabf4d9ceb24");
+        let others = [
+            Key::vectors(&asked(), Some(""))("héllo"),
+            Key::vectors(&json!({}), None)("héllo"),
+            Key::vectors(&asked(), None)(""),
+        ];
+        for (i, other) in others.iter().enumerate() {
+            assert!(*other != key && others[..i].iter().all(|earlier| earlier != other), "{i}");
         }
     }
 

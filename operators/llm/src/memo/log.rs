@@ -154,6 +154,19 @@ pub(super) fn orphans(folder: &Path) -> Result<Vec<Orphan>, MemoError> {
     Ok(orphans)
 }
 
+/// What stands in the logs in `folder`, of the living and the dead, as far as a copy of them can be read: a look takes no lock
+/// and repairs nothing.
+pub(super) fn glimpse(folder: &Path) -> Entries {
+    let Ok(listing) = std::fs::read_dir(folder) else { return Entries::new() };
+    let logs = listing.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|name| name == "redb"));
+    let copied = |log: &Path| -> Option<Entries> {
+        let copy = tempfile::NamedTempFile::new().ok()?;
+        std::fs::copy(log, copy.path()).ok()?;
+        read(copy.path()).ok()
+    };
+    logs.filter_map(|log| copied(&log)).flatten().collect()
+}
+
 fn read(path: &Path) -> Result<Entries, redb::Error> {
     entries(&Database::open(path)?)
 }

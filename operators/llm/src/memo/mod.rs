@@ -78,7 +78,8 @@ struct Inner {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     answers: Arc<Mutex<Answers>>,
-    log: Log,
+    /// None in a memo that is only looked at.
+    log: Option<Log>,
     /// Two uploads at once would send the same answers twice.
     uploading: tokio::sync::Mutex<()>,
 }
@@ -119,7 +120,7 @@ impl Memo {
                 }
             }
         }
-        let inner = Arc::new(Inner { store, prefix, answers, log, uploading: tokio::sync::Mutex::new(()) });
+        let inner = Arc::new(Inner { store, prefix, answers, log: Some(log), uploading: tokio::sync::Mutex::new(()) });
         inner.upload().await?;
         for orphan in orphans {
             orphan.remove();
@@ -135,6 +136,19 @@ impl Memo {
             }
         });
         Ok(Self { inner })
+    }
+
+    /// Opens the memo as [`Self::open`] does, to look at it: nothing is written or adopted, and what is recorded isn't kept.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn look(store: Arc<dyn ObjectStore>, prefix: Path, local: &std::path::Path) -> Result<Self, MemoError> {
+        let mut answers = Answers::default();
+        for (key, answer) in fetch_all(&store, &prefix).await?.into_iter().chain(log::glimpse(local)) {
+            keep_earlier(&mut answers.all, key, answer);
+        }
+        let (answers, uploading) = (Arc::new(Mutex::new(answers)), tokio::sync::Mutex::new(()));
+        Ok(Self { inner: Arc::new(Inner { store, prefix, answers, log: None, uploading }) })
     }
 
     /// The answer under `key`, if anybody recorded one.
@@ -168,12 +182,12 @@ impl Memo {
     /// the same.
     pub async fn record(&self, key: Key, answer: &Answer) -> Result<(), MemoError> {
         let json = serde_json::to_string(answer).map_err(|error| MemoError::store(&self.inner.prefix, &error))?;
-        self.inner.log.write(vec![(key, json.into())], Vec::new()).await
+        self.inner.write(vec![(key, json.into())], Vec::new()).await
     }
 
     /// Returns when the local disk has every answer given to [`Self::record`] so far, whoever waits for it.
     pub async fn sync(&self) -> Result<(), MemoError> {
-        self.inner.log.write(Entries::new(), Vec::new()).await
+        self.inner.write(Entries::new(), Vec::new()).await
     }
 
     /// Uploads every answer recorded so far. After an error the answers still stand in the log.
@@ -184,6 +198,13 @@ impl Memo {
 }
 
 impl Inner {
+    async fn write(&self, put: Entries, remove: Vec<Key>) -> Result<(), MemoError> {
+        match &self.log {
+            Some(log) => log.write(put, remove).await,
+            None => Ok(()),
+        }
+    }
+
     async fn upload(&self) -> Result<(), MemoError> {
         let _alone = self.uploading.lock().await;
         let unsent: Entries = locked(&self.answers).unsent.iter().map(|(key, answer)| (*key, Arc::clone(answer))).collect();
@@ -200,7 +221,7 @@ impl Inner {
                 let mut answers = locked(&self.answers);
                 keys.iter().for_each(|key| drop(answers.unsent.remove(key)));
             }
-            self.log.write(Entries::new(), keys).await?;
+            self.write(Entries::new(), keys).await?;
         }
         Ok(())
     }

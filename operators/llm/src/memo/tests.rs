@@ -69,6 +69,24 @@ async fn answers_come_back_from_the_store() {
 }
 
 #[tokio::test]
+async fn a_look_sees_store_and_logs_and_changes_nothing() {
+    let folder = Folder::new();
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let memo = Memo::open(Arc::clone(&store), "memo".into(), folder.path()).await.expect("opens");
+    memo.record(key(1), &answer("sent", 1)).await.expect("records");
+    memo.flush().await.expect("flushes");
+    memo.record(key(2), &answer("in the log", 1)).await.expect("records");
+    let (files, objects) = (folder.files(), segments(&store).await);
+    let look = Memo::look(Arc::clone(&store), "memo".into(), folder.path()).await.expect("looks");
+    assert_eq!((look.len(), look.answer(&key(2))), (2, Some(answer("in the log", 1))));
+    look.record(key(3), &answer("nothing", 1)).await.expect("is taken");
+    look.flush().await.expect("does nothing");
+    assert_eq!((look.len(), folder.files(), segments(&store).await), (2, files, objects));
+    let nowhere = Memo::look(store, "memo".into(), &folder.path().join("nowhere")).await.expect("looks");
+    assert_eq!(nowhere.len(), 1);
+}
+
+#[tokio::test]
 async fn the_log_of_an_ended_process_is_adopted_and_that_of_a_living_one_is_not() {
     let folder = Folder::new();
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());

@@ -6,12 +6,14 @@
 //! From the text up: words and sentences ([`text`]), what it knows of English ([`lexicon`], [`grammar`]), clauses
 //! ([`clause`], with [`lead`], [`aside`] and [`coordination`] for their parts), a document with its pronouns replaced
 //! ([`document`], [`reference`]), what can be asked about ([`fact`], [`span`]), and then the three tasks: questions
-//! ([`wording`], [`question`]), rewrites ([`phrasing`], [`rewrite`]) and answers ([`reader`]).
+//! ([`wording`], [`question`]), rewrites ([`phrasing`], [`rewrite`]) and answers ([`reader`]). Vectors ([`embedding`]) need
+//! words only.
 
 mod aside;
 mod clause;
 mod coordination;
 mod document;
+mod embedding;
 mod fact;
 mod grammar;
 mod lead;
@@ -31,7 +33,7 @@ use serde_json::{Value, json};
 
 use crate::request::{Answer, Finish, Outage, Request, Teacher, Usage};
 
-/// Raised when any answer changes: it is the model's revision, so that answers made before are asked for again.
+/// Raised when any answer or vector changes: it is the model's revision, so that what was made before is asked for again.
 const REVISION: u32 = 1;
 
 /// The teacher behind `offline: {}`. It doesn't read prompts: it does `task` with `variables`.

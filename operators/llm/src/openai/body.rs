@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::pool::Form;
-use crate::config::OpenAiModel;
+use crate::config::{BOUNDS, OpenAiModel};
 use crate::request::{Answer, Finish, Request, Usage};
 
 /// How many bytes of a server's words are shown.
@@ -21,8 +21,10 @@ pub(super) fn request(model: &OpenAiModel, request: &Request, form: Form) -> Byt
     put("messages", json!(request.messages));
     put("temperature", request.decoding.temperature.into());
     put("top_p", request.decoding.top_p.into());
-    let max_tokens = if form.max_completion_tokens { "max_completion_tokens" } else { "max_tokens" };
-    put(max_tokens, request.decoding.max_output_tokens.into());
+    if given_bounds(model).next().is_none() {
+        let max_tokens = if form.max_completion_tokens { "max_completion_tokens" } else { "max_tokens" };
+        put(max_tokens, request.decoding.max_output_tokens.into());
+    }
     if let Some(format) = request.response_format.as_ref().filter(|_| !form.no_response_format) {
         put("response_format", format.clone());
     }
@@ -33,6 +35,18 @@ pub(super) fn request(model: &OpenAiModel, request: &Request, form: Form) -> Byt
         }
     }
     Value::Object(body).to_string().into()
+}
+
+/// The bounds on an answer's tokens that `extra_body` gives, in the place of ours.
+fn given_bounds(model: &OpenAiModel) -> impl Iterator<Item = u64> {
+    BOUNDS.into_iter().filter_map(move |name| model.extra_body.get(name)?.as_u64())
+}
+
+/// The least and the most tokens that an answer is cut after: they differ where a request is sent with two bounds, of which a
+/// server keeps to one.
+pub(super) fn bounds(model: &OpenAiModel, request: &Request) -> (u64, u64) {
+    let own = u64::from(request.decoding.max_output_tokens);
+    (given_bounds(model).min().unwrap_or(own), given_bounds(model).max().unwrap_or(own))
 }
 
 /// What a body with status 200 holds.
@@ -273,6 +287,25 @@ mod tests {
         let adapted = sent(json!({}), form);
         assert_eq!((&adapted["response_format"], &adapted["max_tokens"]), (&Value::Null, &Value::Null));
         assert_eq!(adapted["max_completion_tokens"], 64);
+    }
+
+    #[test]
+    fn the_bound_on_an_answer_is_that_of_what_is_sent() {
+        let other = Form { max_completion_tokens: true, ..Form::default() };
+        for (extra_body, expected) in [
+            (json!({}), (64, 64)),
+            (json!({ "max_tokens": 32_000 }), (32_000, 32_000)),
+            (json!({ "max_completion_tokens": 500 }), (500, 500)),
+            (json!({ "max_tokens": null, "max_completion_tokens": 500 }), (500, 500)),
+            (json!({ "max_tokens": 10, "max_completion_tokens": 500 }), (10, 500)),
+        ] {
+            assert_eq!(bounds(&model(extra_body.clone()), &asked()), expected, "{extra_body}");
+            for form in [Form::default(), other] {
+                let sent = sent(extra_body.clone(), form);
+                let sent: Vec<u64> = BOUNDS.iter().filter_map(|name| sent[*name].as_u64()).collect();
+                assert_eq!((sent.iter().min(), sent.iter().max()), (Some(&expected.0), Some(&expected.1)), "{extra_body}");
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@
 
 mod body;
 mod credentials;
+mod embeddings;
 mod gate;
+mod length;
 mod pool;
 mod reply;
 mod retry;
@@ -16,9 +18,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use serde_json::{Value, json};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, watch};
+use url::Url;
 
 use self::credentials::Credentials;
 use self::gate::Gate;
@@ -30,9 +34,6 @@ use crate::client::Reject;
 use crate::config::{OpenAiModel, Price};
 use crate::request::{Answer, Finish, Outage, Request, Teacher, Usage};
 
-/// No text has fewer tokens than its bytes by this. Prose has four to five bytes a token with today's vocabularies; tables
-/// and code with much white space come near to eight.
-const BYTES_A_TOKEN: u64 = 8;
 /// Bodies larger than this are read few at a time.
 const LARGE: usize = 1 << 20;
 /// How many large bodies are read at once: together with [`LARGEST`] they bound what answers take while they arrive.
@@ -66,6 +67,8 @@ pub(crate) struct OpenAi {
     link: OnceCell<Link>,
     large: Semaphore,
     answers: AtomicU64,
+    /// Whether nothing is sent any more.
+    stopped: watch::Sender<bool>,
 }
 
 /// What every request shares, made when the first one is sent.
@@ -88,6 +91,7 @@ impl OpenAi {
             link: OnceCell::new(),
             large: Semaphore::new(LARGE_AT_ONCE),
             answers: AtomicU64::new(0),
+            stopped: watch::Sender::new(false),
             model,
             spending: None,
             limits,
@@ -117,11 +121,19 @@ impl OpenAi {
     /// tokens that it allows.
     async fn hold(&self, request: &Request, form: Form) -> Result<Option<(Hold<'_>, Price)>, Outage> {
         let Some((budget, price)) = &self.spending else { return Ok(None) };
-        let worst = Usage {
-            input_tokens: body::request(&self.model, request, form).len() as u64,
-            output_tokens: request.decoding.max_output_tokens.into(),
-        };
+        let (_, output_tokens) = body::bounds(&self.model, request);
+        let worst = Usage { input_tokens: body::request(&self.model, request, form).len() as u64, output_tokens };
         Ok(Some((budget.hold(price.of(worst)).await?, *price)))
+    }
+
+    /// Waits for what has to be before the request is sent (again), unless nothing is to be sent any more.
+    async fn unless_stopped<T>(&self, wait: impl Future<Output = T>) -> Result<T, Outage> {
+        let mut stopped = self.stopped.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => Err(Outage::teacher("the run is being stopped")),
+            done = wait => Ok(done),
+        }
     }
 
     /// Sends the request once.
@@ -134,17 +146,22 @@ impl OpenAi {
             form,
             response_format: request.response_format.is_some() && !form.no_response_format,
         };
+        match self.post(link, server.url.clone(), body::request(&self.model, request, form)).await {
+            Ok(received) => sent.read(received),
+            Err(fault) => Reply::Fault(fault),
+        }
+    }
+
+    /// Sends a body, and reads the response.
+    async fn post(&self, link: &Link, url: Url, body: Bytes) -> Result<Received, Fault> {
         let asked = link
             .http
-            .post(server.url.clone())
+            .post(url)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .headers(link.credentials.headers.clone())
-            .body(body::request(&self.model, request, form))
+            .body(body)
             .timeout(self.limits.timeout);
-        let mut response = match asked.send().await {
-            Ok(response) => response,
-            Err(error) => return Reply::Fault(Fault::of(&error, &link.credentials)),
-        };
+        let mut response = asked.send().await.map_err(|error| Fault::of(&error, &link.credentials))?;
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let mut received = Received {
             status: response.status().as_u16(),
@@ -173,11 +190,10 @@ impl OpenAi {
                 Ok(None) => break,
                 // The status of an error says enough.
                 Err(_) if !whole => break,
-                Err(error) => return Reply::Fault(Fault::of(&error, &link.credentials)),
+                Err(error) => return Err(Fault::of(&error, &link.credentials)),
             }
         }
-        drop(response);
-        sent.read(received)
+        Ok(received)
     }
 
     /// How long a call waits after a fault, or the outage that it ends with.
@@ -223,17 +239,19 @@ impl Teacher for OpenAi {
         identity
     }
 
+    // By the request alone: what the answers so far would tell of its length depends on which came first.
     fn unfit(&self, request: &Request) -> Option<Reject> {
         let context = self.model.context?.0;
-        let bytes: usize = request.messages.iter().map(|message| message.content.len()).sum();
-        let least = (bytes as u64).div_ceil(BYTES_A_TOKEN);
-        let output = u64::from(request.decoding.max_output_tokens);
+        let least: u64 = request.messages.iter().map(|message| length::least_tokens(&message.content)).sum();
+        let (output, _) = body::bounds(&self.model, request);
+        let bound = match output == u64::from(request.decoding.max_output_tokens) {
+            true => "`max_output_tokens`",
+            false => "the bound in `extra_body`",
+        };
         (least.saturating_add(output) > context).then(|| {
             Reject::new(
                 "too_long",
-                format!(
-                    "at least {least} tokens and `max_output_tokens` ({output}) don't fit into the model's context of {context}"
-                ),
+                format!("at least {least} tokens and {bound} ({output}) don't fit into the model's context of {context}"),
             )
         })
     }
@@ -244,8 +262,8 @@ impl Teacher for OpenAi {
         let mut tries = Tries::default();
         let mut own = Form::default();
         loop {
-            let hold = self.hold(request, own).await?;
-            let lease = self.pool.lease(&self.limits).await;
+            let hold = self.unless_stopped(self.hold(request, own)).await??;
+            let lease = self.unless_stopped(self.pool.lease(&self.limits)).await?;
             self.gate.check()?;
             let form = lease.form() | own;
             let reply = self.exchange(link, &lease, request, form).await;
@@ -278,9 +296,13 @@ impl Teacher for OpenAi {
             };
             drop(lease);
             if !delay.is_zero() {
-                tokio::time::sleep(delay).await;
+                self.unless_stopped(tokio::time::sleep(delay)).await?;
             }
         }
+    }
+
+    fn stop(&self) {
+        self.stopped.send_replace(true);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The teacher against a server that misbehaves on order.
 
+mod embeddings;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -9,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::budget::Nanodollars;
 use crate::request::{Decoding, Message, Role};
 
 /// What the server does with a request.
@@ -160,7 +163,7 @@ async fn many(teacher: &OpenAi, n: usize) -> Vec<Result<Answer, Outage>> {
 fn hint(outage: Outage) -> String {
     match outage {
         Outage::Teacher { hint, .. } => hint.expect("a hint"),
-        other @ (Outage::Memo(_) | Outage::Budget(_)) => panic!("{other}"),
+        other @ (Outage::Memo(_) | Outage::Budget(_) | Outage::Unasked) => panic!("{other}"),
     }
 }
 
@@ -440,10 +443,56 @@ async fn a_server_without_tls_is_an_outage_at_once() {
 
 #[test]
 fn only_what_surely_does_not_fit_is_unfit() {
-    let teacher = with(&["http://h/v1".to_owned()], json!({ "context": "1Ki" }), limits());
-    assert_eq!(teacher.unfit(&request(&"x".repeat(8 * 924))), None);
-    let reject = teacher.unfit(&request(&"x".repeat(8 * 924 + 1))).expect("too long");
+    let teacher = |extra: Value| with(&["http://h/v1".to_owned()], extra, limits());
+    let small = teacher(json!({ "context": "1Ki" }));
+    assert_eq!(small.unfit(&request(&"word, ".repeat(924))), None);
+    let reject = small.unfit(&request(&"word, ".repeat(925))).expect("too long");
     assert_eq!(reject.reason, "too_long");
     assert_eq!(reject.detail, "at least 925 tokens and `max_output_tokens` (100) don't fit into the model's context of 1024");
-    assert_eq!(with(&["http://h/v1".to_owned()], json!({}), limits()).unfit(&request(&"x".repeat(1 << 20))), None);
+    assert_eq!(teacher(json!({})).unfit(&request(&"x ".repeat(1 << 20))), None);
+    let bound = teacher(json!({ "context": "1Ki", "extra_body": { "max_tokens": 1000 } }));
+    let reject = bound.unfit(&request(&"word, ".repeat(25))).expect("too long");
+    assert_eq!(
+        reject.detail,
+        "at least 25 tokens and the bound in `extra_body` (1000) don't fit into the model's context of 1024"
+    );
+    assert_eq!(bound.unfit(&request(&"word, ".repeat(24))), None);
+}
+
+#[tokio::test]
+async fn a_budget_holds_what_the_request_that_is_sent_may_cost() {
+    let server = Server::start(|_, _| said("yes")).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let price = Price { input: 0.0, output: 1000.0 };
+    // A dollar is a thousand tokens.
+    for (extra_body, expected) in [(json!({}), None), (json!({ "max_completion_tokens": 2000 }), Some("which may cost $2.00"))] {
+        let store = Arc::new(object_store::memory::InMemory::new());
+        let limit = Nanodollars::of_dollars(1.0);
+        let budget = Budget::open(store, "budget/p".into(), folder.path(), limit).await.expect("opened");
+        let teacher = with(&[server.url()], json!({ "extra_body": extra_body }), limits());
+        let teacher = OpenAi { spending: Some((Arc::new(budget), price)), ..teacher };
+        match (ask(&teacher).await, expected) {
+            (Ok(_), None) => {}
+            (Err(outage), Some(part)) => assert!(outage.to_string().contains(part), "{outage}"),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(server.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_is_tried_again_and_then_an_outage() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/v1", listener.local_addr().expect("an address"));
+    let say: Script = Arc::new(|n: usize, _: &Value| if n == 0 { said("yes") } else { Say::Cut(Vec::new()) });
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        drop(listener);
+        serve(stream, say, Arc::default()).await;
+    });
+    let teacher = with(&[url], json!({}), limits());
+    ask(&teacher).await.expect("an answer");
+    let outage = ask(&teacher).await.expect_err("nobody listens any more");
+    assert!(outage.to_string().contains("can't be reached: "), "{outage}");
+    assert!(hint(outage).contains("see that the server runs"));
 }
