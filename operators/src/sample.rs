@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ingrain_engine::{
     failure::Failure,
     operator::{DEFAULT_OUTPUT, Inputs, Resource},
+    plan::SourceColumns,
     run::Spent,
     spec::Spec,
 };
@@ -35,13 +36,14 @@ pub struct Sample {
 ///
 /// # Errors
 /// When no stage reads documents, or nothing is made of them.
-pub fn reduce(spec: &Spec, count: u64) -> Result<Sample, Failure> {
+pub fn reduce(spec: &Spec, sources: &SourceColumns, count: u64) -> Result<Sample, Failure> {
     let mut reduced = spec.clone();
     reduced.pipeline = format!("{}_sample", spec.pipeline);
     let mut documents = Vec::new();
     for stage in spec.stages.iter().filter(|stage| stage.op == read::TYPE.name) {
         let Some((_, operator, _)) = &stage.operator else { continue };
-        let outputs = operator.bind(&Inputs::default()).unwrap_or_default();
+        let source = sources.get(&stage.name).and_then(|columns| columns.as_ref().ok().cloned());
+        let outputs = operator.bind(&Inputs { source, ..Inputs::default() }).unwrap_or_default();
         for output in outputs {
             let has = |name: &str| output.schema.field_with_name(name).is_ok();
             if !(has("doc_id") && has("text")) {
@@ -79,7 +81,9 @@ fn free_name(spec: &Spec, wanted: &str) -> String {
 
 fn until(spec: &Spec) -> Vec<String> {
     let mixtures = spec.stages.iter().filter(|stage| stage.op == mix::TYPE.name);
-    let read = mixtures.flat_map(|stage| stage.from.iter().flat_map(|port| &port.inputs)).map(|input| input.stage.clone());
+    // A tokenizer that is made for the mixture would find too little text in what a few documents give.
+    let sources = mixtures.flat_map(|stage| stage.from.iter().filter(|port| port.port.as_deref() != Some(mix::TOKENIZER)));
+    let read = sources.flat_map(|port| &port.inputs).map(|input| input.stage.clone());
     let read: BTreeSet<String> = read.collect();
     if !read.is_empty() {
         return read.into_iter().collect();
@@ -95,14 +99,12 @@ fn until(spec: &Spec) -> Vec<String> {
 pub struct Projection {
     /// The estimate.
     pub value: f64,
-    /// The 2.5th percentile.
-    pub low: f64,
-    /// The 97.5th.
-    pub high: f64,
+    /// The 2.5th and the 97.5th percentile; none over fewer than two documents.
+    pub interval: Option<(f64, f64)>,
 }
 
 /// Projects a quantity of the sampled documents to all of them: what it is per byte of text, times the bytes of all
-/// documents. The interval is a bootstrap over documents; with fewer than two there is none. `bytes` are those of each
+/// documents. The interval is a bootstrap over documents. `bytes` are those of each
 /// sampled document; a document that nothing was spent on counts with 0.
 pub fn project(
     bytes: &BTreeMap<String, u64>,
@@ -113,7 +115,7 @@ pub fn project(
     let each: Vec<(f64, f64)> =
         bytes.iter().map(|(document, bytes)| (spent.get(document).map_or(0.0, &quantity), *bytes as f64)).collect();
     let Figure { value, low, high, n } = ratio(&each, RESAMPLES, 0)?.map(|rate| rate * all_bytes as f64);
-    Some(if n < 2 { Projection { value, low: value, high: value } } else { Projection { value, low, high } })
+    Some(Projection { value, interval: (n >= 2).then_some((low, high)) })
 }
 
 #[cfg(test)]
@@ -128,9 +130,12 @@ mod tests {
             names.zip(requests.map(|requests| Spent { requests, ..Spent::default() })).collect()
         };
         let even = project(&bytes, &spent([1, 3, 2]), 60_000, |spent| spent.requests as f64).unwrap();
-        assert_eq!((even.value, even.low, even.high), (600.0, 600.0, 600.0));
+        assert_eq!(even, Projection { value: 600.0, interval: Some((600.0, 600.0)) });
         let uneven = project(&bytes, &spent([3, 3, 0]), 60_000, |spent| spent.requests as f64).unwrap();
-        assert!(uneven.low < uneven.value && uneven.value < uneven.high, "{uneven:?}");
+        let (low, high) = uneven.interval.unwrap();
+        assert!(low < uneven.value && uneven.value < high, "{uneven:?}");
+        let alone = [("a".to_owned(), 100)].into();
+        assert_eq!(project(&alone, &spent([3, 3, 0]), 200, |spent| spent.requests as f64).unwrap().interval, None);
         let mut some = spent([3, 3, 0]);
         some.remove("c");
         assert_eq!(project(&bytes, &some, 60_000, |spent| spent.requests as f64), Some(uneven));

@@ -1,12 +1,18 @@
 //! A teacher over HTTP that misbehaves on order: what becomes of the rows, and how often it is asked.
 
+mod ends;
+mod unpaid;
+
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::Output,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arrow::util::display::array_value_to_string;
@@ -39,6 +45,8 @@ type Script = Arc<dyn Fn(&Asked, usize) -> Reply + Send + Sync>;
 struct Server {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
+    /// Requests that came and have no reply yet.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -46,14 +54,19 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
-        let (script, log): (Script, _) = (Arc::new(script), Arc::clone(&asked));
+        let waiting: Arc<AtomicUsize> = Arc::default();
+        let (script, log, open): (Script, _, _) = (Arc::new(script), Arc::clone(&asked), Arc::clone(&waiting));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (script, log) = (Arc::clone(&script), Arc::clone(&log));
-                std::thread::spawn(move || serve(stream, &script, &log));
+                let (script, log, open) = (Arc::clone(&script), Arc::clone(&log), Arc::clone(&open));
+                std::thread::spawn(move || serve(stream, &script, &log, &open));
             }
         });
-        Self { address, asked }
+        Self { address, asked, waiting }
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
     }
 
     fn requests(&self) -> usize {
@@ -70,7 +83,7 @@ impl Server {
     }
 }
 
-fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) {
+fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>, waiting: &AtomicUsize) {
     let mut writer = stream.try_clone().expect("a second handle");
     let mut reader = BufReader::new(stream);
     loop {
@@ -90,8 +103,12 @@ fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) {
         let unit = prompt.find("unit-").map_or("", |at| &prompt[at..at + 7]).to_owned();
         let asked = Asked { head, unit };
         let before = log.lock().expect("not poisoned").iter().filter(|other| other.unit == asked.unit).count();
+        waiting.fetch_add(1, Ordering::SeqCst);
         let reply = script(&asked, before);
         log.lock().expect("not poisoned").push(asked);
+        if !matches!(reply, Reply::Hang) {
+            waiting.fetch_sub(1, Ordering::SeqCst);
+        }
         let (head, body) = match reply {
             Reply::Http(status, headers, body) => {
                 (format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n{headers}\r\n", body.len()), body)
@@ -458,6 +475,41 @@ fn a_sample_projects_what_the_whole_run_then_takes() {
     assert_eq!(server.requests(), 5);
     ran(&run(&project, &[], KEY));
     assert_eq!(server.requests(), 60);
+}
+
+#[test]
+fn a_plan_says_what_a_run_would_ask_and_writes_nothing() {
+    let server = Server::start(|asked, _| said(&pair(&asked.unit), "stop"));
+    let project = project(&url(&server), 12, "");
+    let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("the pipeline");
+    project.write("pipeline.yaml", pipeline.replace("stages:\n", "    price: { input: 10, output: 100 }\nstages:\n"));
+    project.call(&["run", "pipeline.yaml", "--until", "documents"]);
+    let planned = || -> Value {
+        let before = walk(&project.path(".ingrain"));
+        let output = project.call(&["plan", "pipeline.yaml", "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(walk(&project.path(".ingrain")), before, "looking writes nothing");
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        let stages: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        stages.into_iter().find(|stage| stage["stage"] == "qa").expect("the stage")
+    };
+    let first = planned();
+    assert_eq!((&first["asks"]["calls"], &first["asks"]["memo_hits"]), (&json!(12), &json!(0)), "{first}");
+    assert_eq!((&first["asks"]["output_tokens"], &first["asks"]["output_tokens_at_most"]), (&json!(12 * 2048), &json!(true)));
+    assert_eq!(server.requests(), 0);
+    ran(&run(&project, &[], KEY));
+    project.write("docs/new.md", "The text of unit-77 says little.");
+    let stage = planned();
+    assert_eq!(stage["status"], "unknown", "its documents haven't been read");
+    project.call(&["run", "pipeline.yaml", "--until", "documents"]);
+    let second = planned();
+    assert_eq!((&second["asks"]["calls"], &second["asks"]["memo_hits"]), (&json!(1), &json!(12)), "{second}");
+    assert_eq!((&second["asks"]["output_tokens"], &second["asks"]["output_tokens_at_most"]), (&json!(20), &json!(false)));
+    let text = project.call(&["plan", "pipeline.yaml"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("1 call, 12 answers in the memo, about ") && text.contains("20 to receive, $"), "{text}");
+    ran(&run(&project, &[], KEY));
+    assert_eq!(server.requests(), 13);
 }
 
 #[test]

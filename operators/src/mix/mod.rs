@@ -35,7 +35,7 @@ use crate::{
 
 const SOURCES: &str = "sources";
 const REPLAY: &str = "replay";
-const TOKENIZER: &str = "tokenizer";
+pub(crate) const TOKENIZER: &str = "tokenizer";
 
 /// The row of the operator table.
 pub const TYPE: OperatorType = OperatorType::of::<Mix>("mix", 1);
@@ -48,7 +48,7 @@ pub const TYPE: OperatorType = OperatorType::of::<Mix>("mix", 1);
 /// budget asks for (`repeat` says how often), and a change in one source leaves the order of the others alone.
 ///
 /// A question with its answer becomes text as `render` says; of a document, chunk or rewrite the `text` is taken as it
-/// is. Rows without text are rejected.
+/// is. Rows without text are rejected; for `min_yield`, each row of a source that has a weight counts once.
 ///
 /// # Ports
 /// - `sources`: one or several tables, either with `question` and `answer` (and `explanation`) or with `text`. `doc_id` is
@@ -225,6 +225,7 @@ impl Task for Mixing {
             let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
             let mut batches = table.stream().await?;
             while let Some(batch) = batches.try_next().await? {
+                context.count_units(batch.num_rows() as u64);
                 let tokenizer = tokenizer.clone();
                 let (back, spooled, rejects) = blocking(move || {
                     let rejects = read.add(&batch, &tokenizer, &mut spool)?;

@@ -31,7 +31,7 @@ fn inputs(sources: &[&[&str]]) -> Inputs {
         name: "made".into(),
         schema: batch(&columns.iter().map(|name| (*name, vec![])).collect::<Vec<_>>()).schema(),
     };
-    Inputs { ports: BTreeMap::from([(SOURCES.to_owned(), sources.iter().map(input).collect())]) }
+    Inputs { ports: BTreeMap::from([(SOURCES.to_owned(), sources.iter().map(input).collect())]), ..Inputs::default() }
 }
 
 #[test]

@@ -30,7 +30,7 @@ const QUESTIONS: &str = "questions";
 const CORPUS: &str = "corpus";
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Retrieve>("retrieve", 1);
+pub const TYPE: OperatorType = OperatorType::of::<Retrieve>("retrieve", 1).planned(&["candidates", "rerank", "embedder"]);
 
 /// How rows are found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -53,7 +53,7 @@ pub enum Method {
 /// are rounded as in Lucene). A row's title stands in front of its text. Words are runs of letters and digits in lower
 /// case, without stemming; those of over 40 bytes are left out. Scores are rounded to four decimals, and equal ones are
 /// ordered by the `row_id` of the corpus. A row that shares no word with the question isn't found, so a question may have
-/// fewer than `top_k` rows, or none.
+/// fewer than `top_k` rows, or none. An empty question is rejected (`empty`), and a corpus without any text is an error.
 ///
 /// # Ports
 /// - `questions`: rows with `question`; `question_id` where it is there, else `row_id`, names the question. With `gold`,
@@ -141,26 +141,38 @@ impl Task for Retrieve {
     async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
         context.counters.say("writing the index");
         let mut writer = Writer::create(context.scratch())?;
-        let mut corpus = context.table(CORPUS)?.stream().await?;
+        let (rows, mut corpus) = (context.table(CORPUS)?.rows(), context.table(CORPUS)?.stream().await?);
+        let mut has_text = false;
         while let Some(batch) = corpus.try_next().await? {
-            writer = blocking(move || {
+            let (back, found) = blocking(move || {
+                let mut found = false;
                 for row in 0..batch.num_rows() {
+                    let content = optional_text(&batch, "text", row)?.unwrap_or_default();
+                    found |= !content.trim().is_empty();
                     writer.add(
                         text(&batch, "row_id")?.value(row),
                         optional_text(&batch, "doc_id", row)?,
                         optional_text(&batch, "title", row)?,
-                        optional_text(&batch, "text", row)?.unwrap_or_default(),
+                        content,
                     )?;
                 }
-                Ok::<_, Failure>(writer)
+                Ok::<_, Failure>((writer, found))
             })
             .await??;
+            writer = back;
+            has_text |= found;
+        }
+        if !has_text {
+            let what = if rows == 0 { "has no rows" } else { "has no row with text" };
+            return Err(Failure::data(format!("the corpus {what}: there is nothing to find"))
+                .hint("look at the stage whose rows arrive at the port `corpus`"));
         }
         let index = Arc::new(blocking(move || writer.finish()).await??);
         context.counters.say("searching");
         let schema = context.schema(DEFAULT_OUTPUT)?;
         let mut questions = context.table(QUESTIONS)?.stream().await?;
         while let Some(batch) = questions.try_next().await? {
+            context.count_units(batch.num_rows() as u64);
             let (config, index, schema) = (self.clone(), index.clone(), schema.clone());
             let (found, rejects) = blocking(move || config.batch(&batch, &index, schema)).await??;
             context.write(DEFAULT_OUTPUT, found).await?;

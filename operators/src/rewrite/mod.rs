@@ -40,7 +40,7 @@ const WRITTEN_AT_ONCE: usize = 64;
 const VARIABLES: [&str; 5] = ["title", "text", "question", "answer", "max_words"];
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Rewrite>(NAME, 1);
+pub const TYPE: OperatorType = OperatorType::of::<Rewrite>(NAME, 2);
 
 /// Asks a teacher to rewrite each document several times, so that a student meets the same facts in many forms.
 ///
@@ -53,11 +53,12 @@ pub const TYPE: OperatorType = OperatorType::of::<Rewrite>(NAME, 1);
 /// Every answer is remembered on the store before its row is written, so that no request is paid for twice. An answer that
 /// can't be used (a refusal, one that `max_output_tokens` cut off, one of fewer words than `min_words`) is asked for again,
 /// `attempts` times in all, and then is a row of `rejects`. So is a request that the server refuses (`invalid_request`, with
-/// its words) or that doesn't fit into the model's `context` (`too_long`), and a question without its document
-/// (`no_document`); when there are questions and none has its document, the stage fails.
+/// its words) or that doesn't fit into the model's `context` (`too_long`), and so are, unasked, a question without its document
+/// (`no_document`) and one that is empty, or whose document is (`empty`). When there are questions and none has its document,
+/// the stage fails.
 ///
 /// A prompt is a template in Jinja's syntax. It reads `title`, `text`, `question`, `answer` and `max_words` (three quarters
-/// of `max_output_tokens`; `title` and `answer` are empty where there is none), and it can read nothing else.
+/// of `max_output_tokens`; `title` and `answer` are empty texts where there is none), and it can read nothing else.
 ///
 /// # Ports
 /// - `documents`: documents or chunks: `doc_id`, `text`, and `title` where there is one.
@@ -272,6 +273,7 @@ async fn run(config: Rewrite, rows: SendableRecordBatchStream, context: StreamCo
     let client = teachers::client(&context.environment, &config.teacher).await?;
     let requests = Arc::new(Requests::new(&config)?);
     let schema = context.schema(DEFAULT_OUTPUT)?;
+    let units = context.clone();
     let asked = rows
         .map(move |batch| Ok::<_, Failure>(stream::iter(jobs(Arc::clone(&requests), batch?)?)))
         .try_flatten()
@@ -283,6 +285,8 @@ async fn run(config: Rewrite, rows: SendableRecordBatchStream, context: StreamCo
     // How many come together is a matter of timing, and shows in nothing but the sizes of batches.
     let written = asked.ready_chunks(WRITTEN_AT_ONCE).map(move |answered| {
         let answered = answered.into_iter().collect::<Result<Vec<_>, _>>()?;
+        // Units that are under way would hide how many of those that came to an end were rejected.
+        units.count_units(answered.len() as u64);
         Ok::<_, Failure>(stream::iter(batches(&schema, config.strategy, answered)?.into_iter().map(Ok::<_, Failure>)))
     });
     Ok(written.try_flatten().boxed())
@@ -382,26 +386,39 @@ impl Job {
         Ok(self.cell(name)?.unwrap_or_default())
     }
 
-    /// The document's row, the request, and how many words its answer needs; nothing for a question without a document.
-    fn request(&self) -> Result<Option<(String, Request, usize)>, Failure> {
-        let Some(document_id) = self.cell("document_id")? else { return Ok(None) };
-        let text = self.text("text")?;
-        let request = self.requests.request(self.cell("title")?, text, self.text("question")?, self.cell("answer")?)?;
-        Ok(Some((document_id.to_owned(), request, self.requests.least_words(text))))
-    }
-
-    async fn ask(self, client: &Client, context: &StreamContext, attempts: u32) -> Result<Answered, Failure> {
-        context.count_units(1);
-        let question_id = self.text("row_id")?.to_owned();
-        let admission = client.admit().await.map_err(teachers::outage)?;
-        let Some((document_id, request, least)) = self.request()? else {
+    /// Why there is nothing to ask, if so.
+    fn unasked(&self) -> Result<Option<Reject>, Failure> {
+        if self.cell("document_id")?.is_none() {
             let detail = match self.cell("parent_id")? {
                 Some(parent) => format!("its `parent_id` {parent} is the `row_id` of no row of `documents`"),
                 None => "it has no `parent_id`".into(),
             };
-            return Ok(Answered { question_id, result: Err((Reject::new("no_document", detail), 0)) });
-        };
-        let doc_id = self.cell("doc_id")?.map(str::to_owned);
+            return Ok(Some(Reject::new("no_document", detail)));
+        }
+        if self.text("text")?.trim().is_empty() {
+            return Ok(Some(Reject::new("empty", "its document has no `text`")));
+        }
+        if self.text("question")?.trim().is_empty() {
+            return Ok(Some(Reject::new("empty", "no `question`")));
+        }
+        Ok(None)
+    }
+
+    /// The request, and how many words its answer needs.
+    fn request(&self) -> Result<(Request, usize), Failure> {
+        let text = self.text("text")?;
+        let request = self.requests.request(self.cell("title")?, text, self.text("question")?, self.cell("answer")?)?;
+        Ok((request, self.requests.least_words(text)))
+    }
+
+    async fn ask(self, client: &Client, context: &StreamContext, attempts: u32) -> Result<Answered, Failure> {
+        let question_id = self.text("row_id")?.to_owned();
+        if let Some(reject) = self.unasked()? {
+            return Ok(Answered { question_id, result: Err((reject, 0)) });
+        }
+        let admission = client.admit().await.map_err(teachers::outage)?;
+        let (document_id, doc_id) = (self.text("document_id")?.to_owned(), self.cell("doc_id")?.map(str::to_owned));
+        let (request, least) = self.request()?;
         let accept = |answer: &Answer| read(answer, least);
         let about =
             About { document: doc_id.as_deref().unwrap_or(&document_id), draw: 0, refresh: context.refresh.as_deref(), attempts };

@@ -40,7 +40,7 @@ fn questions() -> RecordBatch {
 
 fn inputs(documents: &RecordBatch, questions: &RecordBatch) -> Inputs {
     let port = |name: &str, rows: &RecordBatch| (name.to_owned(), vec![Input { name: name.to_owned(), schema: rows.schema() }]);
-    Inputs { ports: [port(DOCUMENTS, documents), port(QUESTIONS, questions)].into() }
+    Inputs { ports: [port(DOCUMENTS, documents), port(QUESTIONS, questions)].into(), ..Inputs::default() }
 }
 
 /// What the operator's query gives, sorted as the engine sorts it.
@@ -87,13 +87,46 @@ async fn a_question_goes_with_the_row_that_it_was_asked_about() {
     let requests = Arc::new(Requests::new(&config).unwrap());
     let jobs: Vec<Job> = jobs(requests, rows).unwrap().collect::<Result<_, _>>().unwrap();
     let job = |id: &str| jobs.iter().find(|job| job.text("row_id").unwrap() == id).unwrap();
-    let (document, request, _) = job("q18").request().unwrap().unwrap();
-    assert_eq!((document.as_str(), job("q18").cell("doc_id").unwrap()), ("d2", Some("b.txt")));
+    let (request, _) = job("q18").request().unwrap();
+    assert_eq!((job("q18").text("document_id").unwrap(), job("q18").cell("doc_id").unwrap()), ("d2", Some("b.txt")));
     let expected = json!({ "title": null, "text": "Nine pilots.", "question": "q18?", "answer": null, "max_words": 90 });
     assert_eq!(request.variables, expected);
     assert!(request.messages[0].content.contains("Question: q18?\n") && request.messages[0].content.contains("at most 90 words"));
     assert!(!request.messages[0].content.contains("The answer that"));
-    assert!(job("lost").request().unwrap().is_none() && job("lone").request().unwrap().is_none());
+    assert_eq!(job("q18").unasked().unwrap(), None);
+    let lost = Reject::new("no_document", "its `parent_id` gone is the `row_id` of no row of `documents`");
+    assert_eq!(job("lost").unasked().unwrap(), Some(lost));
+    assert_eq!(job("lone").unasked().unwrap(), Some(Reject::new("no_document", "it has no `parent_id`")));
+}
+
+#[tokio::test]
+async fn nothing_is_asked_without_text_or_question() {
+    let documents = table(&[
+        ("row_id", some(&["d1", "d2"])),
+        ("doc_id", some(&["a.txt", "b.txt"])),
+        ("text", vec![None, Some("Nine pilots.".into())]),
+    ]);
+    let questions = table(&[
+        ("row_id", some(&["q0", "q1", "q2"])),
+        ("parent_id", some(&["d1", "d2", "d2"])),
+        ("question", some(&["Who?", "How many?", " \n"])),
+    ]);
+    let config = config(json!({}));
+    let rows = asked(&config, &documents, &questions, 1).await;
+    let jobs = jobs(Arc::new(Requests::new(&config).unwrap()), rows).unwrap().map(|job| job.unwrap().unasked().unwrap());
+    let empty = |detail: &str| Some(Reject::new("empty", detail));
+    assert_eq!(jobs.collect::<Vec<_>>(), [empty("its document has no `text`"), None, empty("no `question`")]);
+}
+
+#[test]
+fn what_there_is_none_of_is_an_empty_text_in_the_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.jinja");
+    std::fs::write(&path, "{{ title }}|{{ text }}|{{ question }}|{{ answer }}{% if answer %}!{% endif %}").unwrap();
+    let requests = Requests::new(&config(json!({ "prompt": path }))).unwrap();
+    let content = |title, answer| requests.request(title, "T.", "Q?", answer).unwrap().messages[0].content.clone();
+    assert_eq!(content(None, None), "|T.|Q?|");
+    assert_eq!(content(Some("Ellmark"), Some("nine")), "Ellmark|T.|Q?|nine!");
 }
 
 #[tokio::test]

@@ -3,11 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use arrow::{
-    array::{Array, ArrayRef, Int32Builder, RecordBatch, StringBuilder},
+    array::{Array, ArrayRef, Int32Builder, RecordBatch, StringArray, StringBuilder},
     datatypes::{DataType, Field, SchemaRef},
 };
 use datafusion::execution::SendableRecordBatchStream;
@@ -39,7 +39,7 @@ const PROMPT: &str = include_str!("prompt.jinja");
 const WRITTEN_AT_ONCE: usize = 64;
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<SynthesizeQa>(NAME, 1);
+pub const TYPE: OperatorType = OperatorType::of::<SynthesizeQa>(NAME, 2);
 
 /// Asks a teacher for questions and answers about each row, from which a student learns to use what the row says. Questions
 /// stand alone: they name what they are about. An answer is preceded by an explanation that leads to it.
@@ -49,10 +49,11 @@ pub const TYPE: OperatorType = OperatorType::of::<SynthesizeQa>(NAME, 1);
 /// An answer that can't be used (a refusal, one that `max_output_tokens` cut off, one without a pair in it) is asked for
 /// again, `attempts` times in all, and then is a row of `rejects`. A teacher may give more or fewer pairs than asked for;
 /// all that are whole are taken, and an answer with others besides is a row of `rejects`, too (`incomplete`). So is a row
-/// that the server refuses (`invalid_request`, with its words) or that doesn't fit into the model's `context` (`too_long`).
+/// that the server refuses (`invalid_request`, with its words) or that doesn't fit into the model's `context` (`too_long`), and
+/// one without text, which isn't asked about (`empty`, once for all draws).
 ///
 /// A prompt is a template in Jinja's syntax. It reads the columns of the row by name, `title` (empty where the rows have none),
-/// `pairs`, and `draw` (from 0), and it can read nothing else.
+/// `pairs`, and `draw` (from 0), and it can read nothing else. A null is an empty text.
 ///
 /// # Ports
 /// One, of documents or chunks: `doc_id`, `text`, and `title` where there is one.
@@ -196,10 +197,12 @@ impl RowStream for Ask {
 async fn run(config: SynthesizeQa, rows: SendableRecordBatchStream, context: StreamContext) -> Result<OutputStream, Failure> {
     let window = teachers::window(&context.environment, &config.teacher)?;
     let client = teachers::client(&context.environment, &config.teacher).await?;
+    context.counters.units_per_row.store(config.draws.into(), Ordering::Relaxed);
     let requests = Arc::new(Requests::new(&config)?);
     let schema = context.schema(DEFAULT_OUTPUT)?;
+    let units = context.clone();
     let asked = rows
-        .map(move |batch| Ok::<_, Failure>(stream::iter(jobs(Arc::clone(&requests), batch?).map(Ok::<_, Failure>))))
+        .map(move |batch| Ok::<_, Failure>(stream::iter(jobs(Arc::clone(&requests), batch?)?.map(Ok::<_, Failure>))))
         .try_flatten()
         .map(move |job| {
             let (client, context, attempts) = (Arc::clone(&client), context.clone(), config.attempts);
@@ -209,6 +212,8 @@ async fn run(config: SynthesizeQa, rows: SendableRecordBatchStream, context: Str
     // How many come together is a matter of timing, and shows in nothing but the sizes of batches.
     let written = asked.ready_chunks(WRITTEN_AT_ONCE).map(move |answered| {
         let answered = answered.into_iter().collect::<Result<Vec<_>, _>>()?;
+        // Units that are under way would hide how many of those that came to an end were rejected.
+        units.count_units(answered.iter().map(Answered::units).sum());
         Ok::<_, Failure>(stream::iter(batches(&schema, answered)?.into_iter().map(Ok::<_, Failure>)))
     });
     Ok(written.try_flatten().boxed())
@@ -282,12 +287,17 @@ struct Job {
     draw: u32,
 }
 
-/// The requests about the rows of a batch: row after row, in each draw after draw.
-fn jobs(requests: Arc<Requests>, rows: RecordBatch) -> impl Iterator<Item = Job> + Send + 'static {
-    let (draws, count) = (requests.draws, rows.num_rows());
+/// The requests about the rows of a batch: row after row, in each draw after draw. A row without text comes once.
+fn jobs(requests: Arc<Requests>, rows: RecordBatch) -> Result<impl Iterator<Item = Job> + Send + 'static, Failure> {
+    let text = texts(&rows, "text")?;
+    let draws: Vec<u32> = (0..rows.num_rows()).map(|row| if is_blank(text, row) { 1 } else { requests.draws }).collect();
     let rows = Arc::new(rows);
-    let places = (0..count).flat_map(move |row| (0..draws).map(move |draw| (row, draw)));
-    places.map(move |(row, draw)| Job { requests: Arc::clone(&requests), rows: Arc::clone(&rows), row, draw })
+    let places = draws.into_iter().enumerate().flat_map(|(row, draws)| (0..draws).map(move |draw| (row, draw)));
+    Ok(places.map(move |(row, draw)| Job { requests: Arc::clone(&requests), rows: Arc::clone(&rows), row, draw }))
+}
+
+fn is_blank(texts: &StringArray, row: usize) -> bool {
+    texts.is_null(row) || texts.value(row).trim().is_empty()
 }
 
 /// What came of a [`Job`]: what was taken, with the request's id, or why nothing was, after how many attempts.
@@ -296,6 +306,13 @@ struct Answered {
     doc_id: Option<String>,
     draw: u32,
     result: Result<(Taken, String), (Reject, u32)>,
+}
+
+impl Answered {
+    /// Units of work: what was left out of an answer is one of its own, and rejected.
+    fn units(&self) -> u64 {
+        1 + u64::from(matches!(&self.result, Ok((Taken { left_out: Some(_), .. }, _))))
+    }
 }
 
 /// What was taken of an answer.
@@ -317,21 +334,17 @@ impl Job {
     }
 
     async fn ask(self, client: &Client, context: &StreamContext, attempts: u32) -> Result<Answered, Failure> {
+        let (row_id, doc_id, draw) = (self.row_id()?, self.doc_id()?, self.draw);
+        if is_blank(texts(&self.rows, "text")?, self.row) {
+            return Ok(Answered { row_id, doc_id, draw, result: Err((Reject::new("empty", "no `text`"), 0)) });
+        }
         let admission = client.admit().await.map_err(teachers::outage)?;
         let request = self.requests.request(&self.rows, self.row, self.draw)?;
-        let (row_id, doc_id, draw) = (self.row_id()?, self.doc_id()?, self.draw);
         let about = About { document: doc_id.as_deref().unwrap_or(&row_id), draw, refresh: context.refresh.as_deref(), attempts };
         let outcome = teachers::ask(client, &context.counters, &request, about, read).await?;
         drop(admission);
-        context.count_units(1);
         let result = match outcome {
-            Outcome::Accepted { value, request_id, .. } => {
-                if value.left_out.is_some() {
-                    // What was left out is a unit of its own, and rejected.
-                    context.count_units(1);
-                }
-                Ok((value, request_id))
-            }
+            Outcome::Accepted { value, request_id, .. } => Ok((value, request_id)),
             Outcome::Rejected { reject, raw, attempts } => Err((Reject::new(reject.reason, reject.detail).raw(&raw), attempts)),
         };
         Ok(Answered { row_id, doc_id, draw, result })

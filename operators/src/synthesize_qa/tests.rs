@@ -15,7 +15,7 @@ fn config(extra: Value) -> SynthesizeQa {
 fn inputs(columns: &[&str]) -> Inputs {
     let fields: Vec<Field> = columns.iter().map(|name| Field::new(*name, DataType::Utf8, *name == "title")).collect();
     let input = Input { name: "units".into(), schema: Arc::new(Schema::new(fields)) };
-    Inputs { ports: [(PORT.to_owned(), vec![input])].into() }
+    Inputs { ports: [(PORT.to_owned(), vec![input])].into(), ..Inputs::default() }
 }
 
 fn units() -> RecordBatch {
@@ -47,7 +47,7 @@ fn mistakes_are_found_before_anything_runs() {
     let mistakes = wrong.bind(&inputs(&["row_id", "doc_id", "text"])).unwrap_err();
     let fields: Vec<&str> = mistakes.iter().map(|mistake| mistake.field.as_str()).collect();
     assert_eq!(fields, ["/avoid_repeats", "/prompt"]);
-    assert_eq!(mistakes[1].message, "the prompt reads `heading`, which `units` doesn't provide");
+    assert_eq!(mistakes[1].message, "the prompt reads `heading`, which `units` doesn't provide (line 1)");
     assert!(config(json!({ "prompt": path })).bind(&inputs(&["row_id", "doc_id", "text", "heading"])).is_ok());
     assert!(config(json!({ "prompt": "no/such" })).bind(&inputs(&["row_id", "doc_id", "text"])).is_err());
 }
@@ -72,10 +72,34 @@ fn a_request_holds_the_row_and_what_is_asked_for() {
 #[test]
 fn every_row_is_asked_about_once_a_draw_in_order() {
     let requests = Requests::new(&config(json!({ "draws": 2 }))).unwrap();
-    let jobs: Vec<Job> = jobs(Arc::new(requests), units()).collect();
+    let jobs: Vec<Job> = jobs(Arc::new(requests), units()).unwrap().collect();
     let order: Vec<(String, u32)> = jobs.iter().map(|job| (job.row_id().unwrap(), job.draw)).collect();
     assert_eq!(order, [("a1".into(), 0), ("a1".into(), 1), ("b2".into(), 0), ("b2".into(), 1)]);
     assert_eq!(jobs[2].doc_id().unwrap().as_deref(), Some("b.txt"));
+}
+
+#[test]
+fn a_row_without_text_comes_once_and_the_others_in_every_draw() {
+    let column = |values: &[Option<&str>]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+    let rows = RecordBatch::try_from_iter_with_nullable([
+        ("row_id", column(&[Some("a1"), Some("b2"), Some("c3")]), false),
+        ("doc_id", column(&[None, None, None]), true),
+        ("text", column(&[None, Some(" \n"), Some("Nine pilots.")]), true),
+    ]);
+    let requests = Arc::new(Requests::new(&config(json!({ "draws": 2 }))).unwrap());
+    let order: Vec<(usize, u32)> = jobs(requests, rows.unwrap()).unwrap().map(|job| (job.row, job.draw)).collect();
+    assert_eq!(order, [(0, 0), (1, 0), (2, 0), (2, 1)]);
+}
+
+#[test]
+fn a_cell_without_a_value_is_an_empty_text_in_the_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.jinja");
+    std::fs::write(&path, "About {{ title }}: {{ text }}{% if title %} ({{ title }}){% endif %}").unwrap();
+    let requests = Requests::new(&config(json!({ "prompt": path }))).unwrap();
+    let content = |row| requests.request(&units(), row, 0).unwrap().messages[0].content.clone();
+    assert_eq!(content(0), "About Ellmark: Ida Brandt founded it. (Ellmark)");
+    assert_eq!(content(1), "About : Nine pilots.");
 }
 
 #[test]
@@ -114,6 +138,7 @@ fn pairs_that_are_not_whole_leave_a_reject_behind() {
     let answer = Answer { text: said.into(), reasoning: None, finish: stop, usage: None, model: "m".into(), created_ms: 0 };
     let result = Ok((read(&answer).unwrap(), "r".into()));
     let answered = Answered { row_id: "a1".into(), doc_id: Some("a.txt".into()), draw: 0, result };
+    assert_eq!(answered.units(), 2);
     let outputs = batches(&default_schema(&config(json!({}))), vec![answered]).unwrap();
     assert_eq!(outputs[0].rows.num_rows(), 1);
     let cell = |name: &str| texts(&outputs[1].rows, name).unwrap().value(0);

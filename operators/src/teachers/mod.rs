@@ -1,5 +1,7 @@
 //! Teachers for the stages of a run: one client per model, one memo for all of them.
 
+pub(crate) mod embedder;
+mod estimate;
 mod preview;
 pub(crate) mod prompt;
 
@@ -7,6 +9,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use arrow::array::{AsArray, RecordBatch, StringArray};
@@ -23,11 +26,16 @@ use object_store::path::Path;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-pub use self::preview::{Preview, preview};
+pub use self::{
+    estimate::{Estimate, Estimates, estimates},
+    preview::{Preview, preview},
+};
 pub use ingrain_llm::Request;
 
 /// Where on the store the answers lie.
 const MEMO: &str = "memo";
+/// How long the end of a run waits for answers that are on their way: longer than most take.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Where on the store it stands what pipelines spent.
 const BUDGET: &str = "budget";
 
@@ -69,15 +77,16 @@ pub async fn client(environment: &Environment, model: &str) -> Result<Arc<Client
         return Ok(client.clone());
     }
     let config = config(environment, model)?;
-    let client = match &teachers.preview {
-        Some(preview) => preview.client(&config).await?,
+    let client = match &teachers.unasked {
+        Some(Unasked::Preview(preview)) => preview.client(&config).await?,
+        Some(Unasked::Estimates(estimates)) => estimates.client(environment, &config).await?,
         None => {
             let memo = teachers.memo.get_or_try_init(|| open(environment)).await?;
             let budget = match environment.budget {
                 Some(usd) => Some(teachers.budget.get_or_try_init(|| open_budget(environment, usd)).await?.clone()),
                 None => None,
             };
-            Client::new(config.connect(budget), memo.clone(), config.max_in_flight)
+            Client::new(config.connect(budget), memo.clone(), config.max_in_flight).retrying(environment.retry_rejects)
         }
     };
     let client = Arc::new(client);
@@ -137,7 +146,15 @@ struct Teachers {
     budget: OnceCell<Arc<Budget>>,
     clients: tokio::sync::Mutex<BTreeMap<String, Arc<Client>>>,
     /// Where requests go that nobody is to answer.
-    preview: Option<Arc<Preview>>,
+    unasked: Option<Unasked>,
+}
+
+/// What requests are made for but to be answered.
+enum Unasked {
+    /// To be shown.
+    Preview(Arc<Preview>),
+    /// To be counted.
+    Estimates(Arc<Estimates>),
 }
 
 impl Teachers {
@@ -160,6 +177,9 @@ impl Service for Teachers {
     }
 
     async fn close(&self) -> Result<(), Failure> {
+        let clients: Vec<Arc<Client>> = self.clients.lock().await.values().cloned().collect();
+        // What was sent is paid for.
+        futures::future::join_all(clients.iter().map(|client| client.settle(PATIENCE))).await;
         let uploaded = self.upload(true).await;
         match self.memo.get() {
             Some(memo) => memo.flush().await.map_err(memo_failure).and(uploaded),
@@ -172,6 +192,8 @@ fn budget_failure(error: BudgetError) -> Failure {
     match error {
         BudgetError::Spent { .. } => Failure { fault: Fault::Budget, ..Failure::external(error.to_string()) }
             .hint("every answer so far is kept: raise the budget and run again, and it goes on from there"),
+        BudgetError::TooSmall { .. } => Failure { fault: Fault::Budget, ..Failure::external(error.to_string()) }
+            .hint("raise the budget, or lower `max_output_tokens`"),
         BudgetError::Held { .. } => {
             Failure::external(error.to_string()).hint("wait for it to end: one run at a time spends from a budget")
         }
@@ -203,6 +225,7 @@ pub(crate) fn outage(outage: Outage) -> Failure {
         }),
         Outage::Memo(error) => memo_failure(error),
         Outage::Budget(error) => budget_failure(error),
+        Outage::Unasked => Failure::bug("a request that was to be counted only"),
     }
 }
 
@@ -233,7 +256,7 @@ pub(crate) async fn ask<T>(
 ) -> Result<Outcome<T>, Failure> {
     let About { document, draw, refresh, attempts } = about;
     let key = Key::attempts(request, &client.teacher().asked(request), draw, refresh);
-    let remembered = (0..attempts).filter(|attempt| client.memo().contains(&key(*attempt))).count();
+    let remembered = client.remembered(key, attempts);
     // The client goes through what is remembered first: all that is seen after that is new.
     let seen: Mutex<Vec<Option<Usage>>> = Mutex::default();
     let asked = client
@@ -260,7 +283,13 @@ pub(crate) async fn ask<T>(
         Counters::add(&counters.input_tokens, usage.input_tokens);
         Counters::add(&counters.output_tokens, usage.output_tokens);
     }
-    asked.map_err(outage)
+    match asked {
+        Err(Outage::Unasked) => {
+            let reject = Reject::new("unasked", "the request was counted and not sent");
+            Ok(Outcome::Rejected { reject, raw: String::new(), attempts: 0 })
+        }
+        asked => asked.map_err(outage),
+    }
 }
 
 /// Runs `work` on any of the runtime's threads: a stream is polled by one, and what is made of an answer (or, by the offline

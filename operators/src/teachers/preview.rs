@@ -12,7 +12,7 @@ use object_store::{memory::InMemory, path::Path};
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use super::{MEMO, Teachers, memo_failure};
+use super::{MEMO, Teachers, Unasked, memo_failure};
 
 /// Requests that come within this long of each other are shown together; a stage that waits for answers asks no more.
 const QUIET: Duration = Duration::from_millis(500);
@@ -35,7 +35,7 @@ pub fn preview(environment: &Environment, limit: usize) -> Result<Arc<Preview>, 
     let folder = tempfile::tempdir()?;
     let preview = Arc::new(Preview { limit: limit.max(1), requests: Mutex::default(), came: Notify::new(), folder });
     let kept = preview.clone();
-    environment.service(|| Teachers { preview: Some(kept), ..Teachers::default() });
+    environment.service(|| Teachers { unasked: Some(Unasked::Preview(kept)), ..Teachers::default() });
     Ok(preview)
 }
 
@@ -45,7 +45,7 @@ impl Preview {
     ///
     /// # Errors
     /// The stage's own failure, if it came before any request.
-    pub async fn requests(&self, stage: impl Future<Output = Result<(), Failure>>) -> Result<Vec<Request>, Failure> {
+    pub async fn requests<T>(&self, stage: impl Future<Output = Result<T, Failure>>) -> Result<Vec<Request>, Failure> {
         tokio::pin!(stage);
         loop {
             let count = self.taken().len();

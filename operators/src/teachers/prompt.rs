@@ -1,5 +1,7 @@
 //! Prompt templates: minijinja without loaders, so that a template can read nothing but its variables.
 
+mod tags;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -11,9 +13,15 @@ use arrow::{
     datatypes::{DataType, Float64Type, Int64Type},
     util::display::array_value_to_string,
 };
-use ingrain_engine::{failure::Failure, operator::Invalid};
+use ingrain_engine::{
+    diagnostic::{nearest, quoted},
+    failure::Failure,
+    operator::Invalid,
+};
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::Value;
+
+use self::tags::tags;
 
 /// The name of the one template.
 const NAME: &str = "prompt";
@@ -21,16 +29,20 @@ const NAME: &str = "prompt";
 const FUEL: u64 = 1_000_000;
 /// No template file is larger.
 const LARGEST: u64 = 1 << 20;
+/// Statements that read another template.
+const READING: [&str; 4] = ["extends", "from", "import", "include"];
 
 /// A compiled template.
 #[derive(Debug)]
 pub(crate) struct Prompt {
     environment: Environment<'static>,
     variables: BTreeSet<String>,
+    /// The line in which each variable is read first.
+    lines: BTreeMap<String, usize>,
 }
 
 impl Prompt {
-    /// Compiles a template.
+    /// Compiles a template. One that would read another is refused.
     ///
     /// # Errors
     /// Says what is wrong with the syntax, and in which line.
@@ -41,8 +53,20 @@ impl Prompt {
         environment.add_template_owned(NAME, source.to_owned()).map_err(|error| described(&error))?;
         let variables = environment.get_template(NAME).map_err(|error| described(&error))?.undeclared_variables(false);
         let globals: BTreeSet<&str> = environment.globals().map(|(name, _)| name).collect();
-        let variables = variables.into_iter().filter(|name| !globals.contains(name.as_str())).collect();
-        Ok(Self { environment, variables })
+        let variables: BTreeSet<String> = variables.into_iter().filter(|name| !globals.contains(name.as_str())).collect();
+        let mut lines = BTreeMap::new();
+        for tag in tags(source) {
+            if let Some(statement) = tag.statement().filter(|statement| READING.contains(statement)) {
+                let line = tag.line();
+                return Err(format!(
+                    "`{{% {statement} %}}` reads another file, and a prompt reads only its variables (line {line})"
+                ));
+            }
+            for (line, word) in tag.words().into_iter().filter(|(_, word)| variables.contains(*word)) {
+                lines.entry(word.to_owned()).or_insert(line);
+            }
+        }
+        Ok(Self { environment, variables, lines })
     }
 
     /// The template in the file `path`, or `default` where there is none.
@@ -67,24 +91,31 @@ impl Prompt {
 
     /// A mistake at `field` for every variable that isn't among `known`; `from` names what provides them.
     pub(crate) fn unknown(&self, field: &str, from: &str, known: &BTreeSet<&str>) -> Vec<Invalid> {
-        let there: Vec<_> = known.iter().map(|name| format!("`{name}`")).collect();
-        let unknown = self.variables.iter().filter(|name| !known.contains(name.as_str()));
+        let known = || known.iter().copied();
+        let unknown = self.variables.iter().filter(|name| !known().any(|known| known == name.as_str()));
         unknown
             .map(|name| {
-                Invalid::new(field, format!("the prompt reads `{name}`, which {from} doesn't provide"))
-                    .hint(format!("there are {}", there.join(", ")))
+                let line = self.lines.get(name).map(|line| format!(" (line {line})")).unwrap_or_default();
+                let hint = match nearest(name, known()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("there are {}", quoted(known())),
+                };
+                Invalid::new(field, format!("the prompt reads `{name}`, which {from} doesn't provide{line}")).hint(hint)
             })
             .collect()
     }
 
-    /// The text with the variables filled in.
+    /// The text with the variables filled in. A null is an empty text.
     ///
     /// # Errors
     /// When the template fails on these values, or takes too long.
     pub(crate) fn render(&self, variables: &BTreeMap<String, Value>) -> Result<String, Failure> {
         let template = self.environment.get_template(NAME).map_err(|error| Failure::bug(described(&error)))?;
+        let empty = Value::from("");
+        let filled = variables.iter().map(|(name, value)| (name.as_str(), if value.is_null() { &empty } else { value }));
+        let filled: BTreeMap<&str, &Value> = filled.collect();
         template
-            .render(minijinja::Value::from(minijinja::value::Serde(variables)))
+            .render(minijinja::Value::from(minijinja::value::Serde(filled)))
             .map_err(|error| Failure::data(format!("the prompt can't be rendered: {}", described(&error))))
     }
 }
@@ -143,8 +174,17 @@ mod tests {
         assert_eq!(found, ["loop_count", "n", "text"]);
         let mistakes = prompt.unknown("/prompt", "`units`", &["n", "text"].into());
         assert_eq!(mistakes.len(), 1);
-        assert_eq!(mistakes[0].message, "the prompt reads `loop_count`, which `units` doesn't provide");
+        assert_eq!(mistakes[0].message, "the prompt reads `loop_count`, which `units` doesn't provide (line 1)");
         assert_eq!(mistakes[0].hint.as_deref(), Some("there are `n`, `text`"));
+    }
+
+    #[test]
+    fn an_unknown_variable_is_named_with_its_line_and_what_it_may_have_been() {
+        let prompt = Prompt::new("{# txt #}\n{{ 'txt' }}\n{% if title\n  and txt %}{{ txt }}{% endif %}").unwrap();
+        let mistakes = prompt.unknown("/prompt", "`units`", &["text", "title"].into());
+        assert_eq!(mistakes.len(), 1);
+        assert_eq!(mistakes[0].message, "the prompt reads `txt`, which `units` doesn't provide (line 4)");
+        assert_eq!(mistakes[0].hint.as_deref(), Some("did you mean `text`?"));
     }
 
     #[test]
@@ -155,11 +195,19 @@ mod tests {
     }
 
     #[test]
+    fn a_null_is_an_empty_text() {
+        let prompt =
+            Prompt::new("about {{ title }}, {{ title | upper }}, {{ year }}; {{ title or 'it' }}{% if year %} then{% endif %}");
+        let null = variables(&[("title", Value::Null), ("year", Value::Null)]);
+        assert_eq!(prompt.unwrap().render(&null).unwrap(), "about , , ; it");
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         let wrong = Prompt::new("a\n{% if x %}").unwrap_err();
         assert!(wrong.contains("(line 2)"), "{wrong}");
-        assert!(Prompt::new("{% include 'other' %}").unwrap().render(&variables(&[])).is_err());
-        assert!(Prompt::new("{{ missing }}").unwrap().render(&variables(&[])).is_err());
+        let failure = Prompt::new("a\n{{ missing }}").unwrap().render(&variables(&[])).unwrap_err();
+        assert!(failure.message.contains("(line 2)"), "{failure}");
         assert!(
             Prompt::new("{% for i in range(9999) %}{% for k in range(9999) %}x{% endfor %}{% endfor %}")
                 .unwrap()
@@ -168,6 +216,22 @@ mod tests {
         );
         let missing = Prompt::open(Some(Path::new("no/such/prompt.jinja")), "").unwrap_err();
         assert!(missing.starts_with("`no/such/prompt.jinja` can't be read"), "{missing}");
+    }
+
+    #[test]
+    fn a_template_that_reads_another_is_refused() {
+        for (statement, tag) in [
+            ("include", "{%- include 'other' -%}"),
+            ("include", "{% include 'other' ignore missing %}"),
+            ("import", "{% import 'other' as other %}"),
+            ("from", "{% from 'other' import thing %}"),
+            ("extends", "{% extends 'other' %}"),
+        ] {
+            let wrong = Prompt::new(&format!("a\n{tag}")).unwrap_err();
+            let said = format!("`{{% {statement} %}}` reads another file, and a prompt reads only its variables (line 2)");
+            assert_eq!(wrong, said);
+        }
+        assert!(Prompt::new("{% raw %}{% include 'other' %}{% endraw %}").is_ok());
     }
 
     #[test]

@@ -1,0 +1,155 @@
+//! How a run ends, and what becomes of the calls that are on their way then.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Condvar, Mutex},
+};
+
+use serde_json::Value;
+
+use super::{KEY, Reply, Server, error, pair, project, ran, run, said, url};
+use crate::project::Project;
+
+/// Holds answers back until it is opened.
+#[derive(Default)]
+struct Door {
+    open: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Door {
+    fn pass(&self) {
+        let open = self.open.lock().expect("not poisoned");
+        let _open = self.changed.wait_while(open, |open| !*open).expect("not poisoned");
+    }
+
+    fn open(&self) {
+        *self.open.lock().expect("not poisoned") = true;
+        self.changed.notify_all();
+    }
+}
+
+fn limited(server: &Server, units: usize, in_flight: usize) -> Project {
+    let project = project(&url(server), units, "");
+    let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("the pipeline");
+    project.write("pipeline.yaml", pipeline.replace("stages:\n", &format!("    max_in_flight: {in_flight}\nstages:\n")));
+    project
+}
+
+fn start(project: &Project) -> Child {
+    let mut command = project.command(&["run", "pipeline.yaml", "--json"]);
+    command.env("TEACHER_KEY", KEY).env("NO_PROXY", "127.0.0.1").stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().expect("starts")
+}
+
+fn send(signal: &str, child: &Child) {
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill is there");
+    assert!(sent.success());
+}
+
+fn until(condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "it never came to that");
+        std::thread::yield_now();
+    }
+}
+
+/// Waits until a run says that it is interrupted.
+fn interrupted(child: &mut Child) {
+    let said = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut lines = said.lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("waiting for answers that are paid for")), "it ended without a word");
+}
+
+#[test]
+fn an_interrupt_waits_for_calls_on_their_way_and_keeps_their_answers() {
+    for signal in ["-INT", "-TERM"] {
+        let door = Arc::new(Door::default());
+        let held = door.clone();
+        let server = Server::start(move |asked, _| {
+            // The first one goes ahead alone and shows that the server is in order.
+            if asked.unit != "unit-00" {
+                held.pass();
+            }
+            said(&pair(&asked.unit), "stop")
+        });
+        let project = limited(&server, 60, 8);
+        let mut child = start(&project);
+        until(|| server.waiting() >= 8);
+        send(signal, &child);
+        // Only then do the answers come.
+        interrupted(&mut child);
+        door.open();
+        assert_eq!(child.wait().expect("ends").code(), Some(130));
+        let asked = server.requests();
+        assert!((8..=12).contains(&asked), "{asked} requests");
+        ran(&run(&project, &[], KEY));
+        assert_eq!((server.requests(), project.rows("qa", &[]).len()), (60, 60), "nothing is asked twice");
+    }
+}
+
+#[test]
+fn a_second_interrupt_ends_it_at_once() {
+    let server = Server::start(|_, _| Reply::Hang);
+    let project = limited(&server, 10, 4);
+    let mut child = start(&project);
+    until(|| server.waiting() >= 1);
+    send("-INT", &child);
+    interrupted(&mut child);
+    send("-INT", &child);
+    assert_eq!(child.wait().expect("ends").code(), Some(130));
+}
+
+#[test]
+fn an_outage_keeps_what_others_are_answered_meanwhile() {
+    let door = Arc::new(Door::default());
+    let held = door.clone();
+    let server = Server::start(move |asked, _| match asked.unit.as_str() {
+        "unit-00" => said(&pair(&asked.unit), "stop"),
+        "unit-05" => {
+            held.open();
+            error(402, "no credit left")
+        }
+        _ => {
+            held.pass();
+            said(&pair(&asked.unit), "stop")
+        }
+    });
+    let project = limited(&server, 60, 60);
+    let output = run(&project, &[], KEY);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let before = server.by_unit();
+    let healed = Server::start(|asked, _| said(&pair(&asked.unit), "stop"));
+    let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("the pipeline");
+    project.write("pipeline.yaml", pipeline.replace(&url(&server), &url(&healed)));
+    ran(&run(&project, &[], KEY));
+    assert_eq!(project.rows("qa", &[]).len(), 60);
+    let twice: Vec<String> = healed.by_unit().into_keys().filter(|unit| before.contains_key(unit) && unit != "unit-05").collect();
+    assert_eq!(twice, Vec::<String>::new(), "what was on its way was answered, and kept");
+}
+
+#[test]
+fn rejected_rows_are_asked_about_again_when_that_is_wanted() {
+    let server = Server::start(|asked, before| match asked.unit.as_str() {
+        "unit-03" if before < 4 => said("nothing of use", "stop"),
+        _ => said(&pair(&asked.unit), "stop"),
+    });
+    let project = project(&url(&server), 12, "");
+    ran(&run(&project, &[], KEY));
+    assert_eq!((server.requests(), project.rows("qa", &[]).len(), project.rows("qa.rejects", &[]).len()), (14, 11, 1));
+    ran(&run(&project, &["--force", "qa"], KEY));
+    assert_eq!(server.requests(), 14, "forcing asks nothing");
+    let retried = run(&project, &["--retry-rejects"], KEY);
+    ran(&retried);
+    let events = String::from_utf8_lossy(&retried.stdout).into_owned();
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let started = events.iter().find(|event| event["event"] == "started" && event["stage"] == "qa").expect("it started");
+    assert_eq!(started["reasons"][0], "`--retry-rejects`, and 1 rows are rejected");
+    assert_eq!((server.requests(), project.rows("qa", &[]).len(), project.rows("qa.rejects", &[]).len()), (16, 12, 0));
+    ran(&run(&project, &["--force", "qa"], KEY));
+    assert_eq!((server.requests(), project.rows("qa", &[]).len()), (16, 12), "the later attempt is found again");
+    ran(&run(&project, &["--retry-rejects"], KEY));
+    assert_eq!(server.requests(), 16, "nothing is rejected any more");
+}
