@@ -351,7 +351,7 @@ mod tests {
         let compare: Compare = serde_json::from_value(config).unwrap();
         let input = |(name, table): (&&str, &RecordBatch)| Input { name: (*name).to_owned(), schema: table.schema() };
         let inputs = names.iter().zip(tables).map(input).collect();
-        let inputs = Inputs { ports: BTreeMap::from([(PREDICTIONS.to_owned(), inputs)]) };
+        let inputs = Inputs { ports: BTreeMap::from([(PREDICTIONS.to_owned(), inputs)]), ..Inputs::default() };
         compare.bind(&inputs).map_err(|mistakes| format!("{}: {}", mistakes[0].field, mistakes[0].message))?;
         let comparing = Comparing {
             names: names.iter().map(|&name| name.to_owned()).collect(),

@@ -1,6 +1,8 @@
 //! How much rows differ from each other.
 
 mod bleu;
+mod eigen;
+mod vendi;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -16,18 +18,23 @@ use futures::TryStreamExt;
 use ingrain_engine::{
     failure::Failure,
     key,
-    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports},
+    operator::{
+        DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Resource,
+    },
     run::{Task, TaskContext},
     spec::Size,
 };
+use ingrain_llm::Vector;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::bleu::self_bleu;
+use self::{bleu::self_bleu, vendi::vendi};
 use crate::{
     columns::{blocking, is_text, text},
     dedup::ngrams::{roll, words},
+    rejects::{Reject, Rejects},
     route::no_column,
+    teachers::embedder::{embed, embedder},
 };
 
 const PORT: &str = "default";
@@ -35,6 +42,8 @@ const PORT: &str = "default";
 const WORDS: u64 = 1_000_000;
 /// Words of the n-grams that are counted.
 const NGRAM: usize = 4;
+/// Rows of a sample that are embedded: the work of the Vendi score grows with the third power of their number.
+const EMBEDDED: usize = 2000;
 
 /// The row of the operator table.
 pub const TYPE: OperatorType = OperatorType::of::<Diversity>("diversity", 1).reported();
@@ -56,9 +65,14 @@ pub const TYPE: OperatorType = OperatorType::of::<Diversity>("diversity", 1).rep
 ///   - `self_bleu`: how well each row is foretold by the others, from 0 to 1: its BLEU-4 against all other rows of the sample,
 ///     averaged (a precision without a match counts as 0.1 match). Higher is less diverse. `n` is the number of rows; rows
 ///     of fewer than four words are left out.
+///   - `vendi`, with an `embedder`: how many different rows the sample amounts to, from 1 (all say the same) to `n`: its Vendi
+///     score (Friedman and Dieng, 2022) over the cosines of their embeddings. `n` is the number of rows, at most 2,000, the
+///     first ones drawn. A score is bounded by `n`: look at both.
+/// - `rejects`: rows that the embedder refused, too long ones for instance. They don't count for `vendi`.
 ///
 /// # Memory
-/// 8 bytes a word of each sample, and some 50 for each different n-gram of one.
+/// 8 bytes a word of each sample, and some 50 for each different n-gram of one. With an `embedder` also the sample's text; for
+/// each input 4 bytes a number of 2,000 vectors, and three times as much for one of them at a time.
 ///
 /// # Example
 /// ```yaml
@@ -73,7 +87,8 @@ pub struct Diversity {
     /// How many words of each input are looked at. Default: those of the smallest input, up to 1M.
     #[serde(default)]
     pub token_budget: Option<Size>,
-    /// The entry of `models:` that embeds rows for the Vendi score. Not built yet; leave it out.
+    /// The entry of `models:` that embeds rows for the Vendi score. A server that speaks the OpenAI protocol does it at
+    /// `/embeddings`; `offline` is a stand-in that only looks at words. Default: none, and no Vendi score.
     #[serde(default)]
     pub embedder: Option<String>,
 }
@@ -89,12 +104,6 @@ impl Operator for Diversity {
 
     fn bind(&self, inputs: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
         let mut mistakes = Vec::new();
-        if self.embedder.is_some() {
-            mistakes.push(
-                Invalid::new("/embedder", "the Vendi score is not built yet")
-                    .hint("leave `embedder` out for unique 4-grams and self-BLEU"),
-            );
-        }
         if self.token_budget == Some(Size(0)) {
             mistakes.push(
                 Invalid::new("/token_budget", "a sample of 0 words says nothing")
@@ -128,6 +137,17 @@ impl Operator for Diversity {
 
     fn draws(&self) -> bool {
         true
+    }
+
+    fn models(&self) -> Vec<(&'static str, String)> {
+        self.embedder.iter().map(|model| ("embedder", model.clone())).collect()
+    }
+
+    fn resource(&self) -> Resource {
+        match self.embedder {
+            Some(_) => Resource::Teacher,
+            None => Resource::None,
+        }
     }
 }
 
@@ -164,7 +184,7 @@ impl Task for Measuring {
         let mut samples = Vec::new();
         for (table, name) in context.tables(PORT).iter().zip(&self.names) {
             context.counters.say(format!("drawing from `{name}`"));
-            let mut sample = Sample::new(context.seed, wanted.unwrap_or(WORDS));
+            let mut sample = Sample::new(context.seed, wanted.unwrap_or(WORDS), self.config.embedder.is_some());
             let mut batches = table.stream().await?;
             while let Some(batch) = batches.try_next().await? {
                 let column = self.config.column.clone();
@@ -173,8 +193,12 @@ impl Task for Measuring {
             samples.push(sample);
         }
         let budget = self.budget(&samples)?;
-        context.counters.say("counting n-grams");
-        let lines = blocking(move || lines(&samples, budget)).await?;
+        let vectors = match &self.config.embedder {
+            Some(model) => self.vectors(context, model, &samples, budget).await?,
+            None => Vec::new(),
+        };
+        context.counters.say("comparing rows");
+        let lines = blocking(move || lines(&samples, budget, &vectors)).await??;
         let name = |line: &Line| self.names.get(line.input).map_or("", String::as_str);
         let id = |line: &Line| key::row_id("diversity", line.input as u64, &[name(line), line.metric], 0, 0);
         let columns: Vec<ArrayRef> = vec![
@@ -206,6 +230,42 @@ impl Measuring {
             None => Ok(sample.words.min(WORDS)),
         }
     }
+
+    /// The vectors of every sample's rows. Rows that can't be embedded are rejects.
+    async fn vectors(
+        &self,
+        context: &mut TaskContext,
+        model: &str,
+        samples: &[Sample],
+        budget: u64,
+    ) -> Result<Vec<Vec<Vector>>, Failure> {
+        let (mut rows, mut texts) = (Vec::new(), Vec::new());
+        for (input, sample) in samples.iter().enumerate() {
+            for (id, text) in sample.passages(budget) {
+                rows.push((input, id));
+                texts.push(text.to_owned());
+            }
+        }
+        let embeddings = embedder(&context.environment, model).await?;
+        let found = embed(&embeddings, &context.counters, &texts, context.refresh.as_deref()).await?;
+        let mut vectors = vec![Vec::new(); samples.len()];
+        let mut rejects = Rejects::default();
+        for ((input, id), found) in rows.into_iter().zip(found) {
+            match found {
+                Ok(vector) => vectors[input].push(vector),
+                Err(reject) => {
+                    let row_id = key::row_id("diversity.reject", input as u64, &[id], 0, 0);
+                    rejects.push(&row_id, Some(id), &Reject::new(reject.reason, reject.detail), 1);
+                }
+            }
+        }
+        context.count_units(texts.len() as u64);
+        if rejects.len() > 0 {
+            let rows = rejects.take()?;
+            context.write(REJECTS_OUTPUT, rows).await?;
+        }
+        Ok(vectors)
+    }
 }
 
 /// Rows in a drawn order: the first ones that hold as many words as are wanted, or all.
@@ -213,14 +273,24 @@ impl Measuring {
 struct Sample {
     seed: u64,
     wanted: u64,
-    /// Hashes of the words, by the row's place in the order.
-    rows: BTreeMap<[u8; 32], Vec<u64>>,
+    /// Whether texts are kept, too.
+    keep_texts: bool,
+    /// By the row's place in the order.
+    rows: BTreeMap<[u8; 32], Row>,
     words: u64,
 }
 
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    /// Hashes of the words.
+    words: Vec<u64>,
+    /// Its `row_id` and text, where they are kept.
+    text: Option<(String, String)>,
+}
+
 impl Sample {
-    fn new(seed: u64, wanted: u64) -> Self {
-        Self { seed, wanted, rows: BTreeMap::new(), words: 0 }
+    fn new(seed: u64, wanted: u64, keep_texts: bool) -> Self {
+        Self { seed, wanted, keep_texts, rows: BTreeMap::new(), words: 0 }
     }
 
     fn add(mut self, batch: &RecordBatch, column: &str) -> Result<Self, Failure> {
@@ -236,9 +306,9 @@ impl Sample {
                 continue;
             }
             self.words += words.len() as u64;
-            self.rows.insert(place, words);
+            self.rows.insert(place, Row { words, text: self.keep_texts.then(|| (id.to_owned(), row.to_owned())) });
             while let Some(last) = self.rows.last_entry() {
-                let left = self.words - last.get().len() as u64;
+                let left = self.words - last.get().words.len() as u64;
                 if left < self.wanted {
                     break;
                 }
@@ -249,19 +319,45 @@ impl Sample {
         Ok(self)
     }
 
+    /// The rows that hold the first `budget` words, each with how many of its words those are.
+    fn cut(&self, budget: u64) -> impl Iterator<Item = (&Row, usize)> {
+        let mut left = usize::try_from(budget).unwrap_or(usize::MAX);
+        let cut = self.rows.values().map(move |row| {
+            let words = row.words.len().min(left);
+            left -= words;
+            (row, words)
+        });
+        cut.filter(|(_, words)| *words > 0)
+    }
+
     /// The first `budget` words, row by row; rows too short for an n-gram are left out.
     fn texts(&self, budget: u64) -> Vec<&[u64]> {
-        let mut left = usize::try_from(budget).unwrap_or(usize::MAX);
-        let cut = self.rows.values().map(|words| {
-            let words = &words[..words.len().min(left)];
-            left -= words.len();
-            words
-        });
-        cut.filter(|words| words.len() >= NGRAM).collect()
+        self.cut(budget).filter(|(_, words)| *words >= NGRAM).map(|(row, words)| &row.words[..words]).collect()
+    }
+
+    /// `row_id` and text of the rows that are embedded.
+    fn passages(&self, budget: u64) -> Vec<(&str, &str)> {
+        let kept = self.cut(budget).filter_map(|(row, words)| row.text.as_ref().map(|(id, text)| (id, text, words)));
+        kept.take(EMBEDDED).map(|(id, text, words)| (id.as_str(), first_words(text, words))).collect()
     }
 }
 
-fn lines(samples: &[Sample], budget: u64) -> Vec<Line> {
+/// A text up to the end of its word number `n`, without white space at its ends.
+fn first_words(text: &str, n: usize) -> &str {
+    let (mut words, mut inside) = (0, false);
+    for (at, character) in text.char_indices() {
+        let begins = !inside && !character.is_whitespace();
+        if begins && words == n {
+            return text[..at].trim();
+        }
+        words += usize::from(begins);
+        inside = !character.is_whitespace();
+    }
+    text.trim()
+}
+
+/// `vectors` are those of each sample, or none at all.
+fn lines(samples: &[Sample], budget: u64, vectors: &[Vec<Vector>]) -> Result<Vec<Line>, Failure> {
     let mut lines = Vec::new();
     for (input, sample) in samples.iter().enumerate() {
         let texts = sample.texts(budget);
@@ -277,8 +373,12 @@ fn lines(samples: &[Sample], budget: u64) -> Vec<Line> {
         if let Some(value) = self_bleu(&texts) {
             lines.push(Line { input, metric: "self_bleu", value: rounded(value), n: texts.len() });
         }
+        if let Some(vectors) = vectors.get(input).filter(|vectors| !vectors.is_empty()) {
+            let value = vendi(vectors).ok_or_else(|| Failure::bug("the eigenvalues of cosines don't converge"))?;
+            lines.push(Line { input, metric: "vendi", value: rounded(value), n: vectors.len() });
+        }
     }
-    lines
+    Ok(lines)
 }
 
 /// Six decimals: exponentials differ in their last digits between machines.
@@ -302,7 +402,7 @@ mod tests {
 
     fn sample(rows: &[(String, Option<&str>)], at_once: usize, seed: u64, wanted: u64) -> Sample {
         let add = |sample: Sample, rows: &[(String, Option<&str>)]| sample.add(&batch(rows), "text").unwrap();
-        rows.chunks(at_once).fold(Sample::new(seed, wanted), add)
+        rows.chunks(at_once).fold(Sample::new(seed, wanted, true), add)
     }
 
     fn numbered<'a>(texts: &[Option<&'a str>]) -> Vec<(String, Option<&'a str>)> {
@@ -330,18 +430,41 @@ mod tests {
         let rows = numbered(&[Some("a b c d e"), Some("A b  c d"), None, Some(""), Some("x y z")]);
         let all = sample(&rows, 2, 1, 1000);
         assert_eq!((all.rows.len(), all.words), (3, 12));
-        let found = lines(&[all], 12);
+        let found = lines(&[all], 12, &[]).unwrap();
         // 4-grams: a b c d twice, b c d e.
         assert_eq!((found[0].metric, found[0].value, found[0].n), ("unique_4grams", 0.666667, 3));
         assert_eq!((found[1].metric, found[1].n), ("self_bleu", 2));
-        let short = lines(&[sample(&rows[4..], 1, 1, 1000)], 3);
+        let short = lines(&[sample(&rows[4..], 1, 1, 1000)], 3, &[]).unwrap();
         assert!(short.is_empty());
+    }
+
+    #[test]
+    fn vectors_are_counted() {
+        let all = sample(&numbered(&[Some("a b c d e")]), 1, 1, 1000);
+        let vectors = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]].map(|vector: [f32; 2]| Vector::from(vector)).to_vec();
+        let found = lines(&[all], 5, &[vectors]).unwrap();
+        assert_eq!(found[1], Line { input: 0, metric: "vendi", value: 2.0, n: 4 });
+    }
+
+    #[test]
+    fn what_is_embedded_is_what_is_counted() {
+        assert_eq!(first_words(" a  b\u{a0}c\nd ", 3), "a  b\u{a0}c");
+        assert_eq!((first_words("a b ", 2), first_words(" a b ", 9), first_words("a", 0)), ("a b", "a b", ""));
+        let rows = numbered(&[Some("a b c d e"), Some(" f g h "), None, Some("i")]);
+        let sample = sample(&rows, 2, 1, 1000);
+        let words = |budget: u64| {
+            let passages = sample.passages(budget).into_iter();
+            passages.map(|(_, text)| text.split_whitespace().count()).sum::<usize>()
+        };
+        assert_eq!([1, 4, 8, 9, 1000].map(words), [1, 4, 8, 9, 9]);
+        let (id, text) = sample.passages(1000)[0];
+        assert!(rows.iter().any(|(row, words)| row == id && words.unwrap().trim() == text));
     }
 
     #[test]
     fn mistakes_are_named() {
         let schema = batch(&[]).schema();
-        let inputs = Inputs { ports: [(PORT.to_owned(), vec![Input { name: "a".into(), schema }])].into() };
+        let inputs = Inputs { ports: [(PORT.to_owned(), vec![Input { name: "a".into(), schema }])].into(), ..Inputs::default() };
         let fields = |config: serde_json::Value| {
             let operator: Diversity = serde_json::from_value(config).unwrap();
             let mistakes = operator.bind(&inputs).err().unwrap_or_default();
@@ -350,7 +473,17 @@ mod tests {
         let none: [&str; 0] = [];
         assert_eq!(fields(json!({})), none);
         let wrong = json!({ "column": "question", "embedder": "e", "token_budget": 0 });
-        assert_eq!(fields(wrong), ["/embedder", "/token_budget", "/column"]);
+        assert_eq!(fields(wrong), ["/token_budget", "/column"]);
+    }
+
+    #[test]
+    fn only_an_embedder_is_asked() {
+        let asks = |config: serde_json::Value| {
+            let operator: Diversity = serde_json::from_value(config).unwrap();
+            (operator.models(), operator.resource())
+        };
+        assert_eq!(asks(json!({})), (Vec::new(), Resource::None));
+        assert_eq!(asks(json!({ "embedder": "e" })), (vec![("embedder", "e".to_owned())], Resource::Teacher));
     }
 
     #[test]

@@ -7,12 +7,16 @@ use ingrain_student::{Checkpoint, Device, Generation, Scorer, Tokenizer, Tokeniz
 
 use super::{
     answer::{exact_match, last_option, last_words, token_f1},
+    number::{last_number, right_number},
     prediction::Prediction,
     question::Question,
 };
-use crate::render;
+use crate::{rejects::Reject, render};
 
 pub(super) type Ids = Vec<u32>;
+
+/// What came of a question, and why it wasn't asked, if it wasn't.
+pub(super) type Examined = (Prediction, Option<Reject>);
 
 /// A model that is ready to be questioned. It stays on the thread that loaded it.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub(super) struct Writing {
     /// An answer is cut after so many tokens.
     pub(super) max_output_tokens: usize,
     pub(super) seed: u64,
+    /// How far a number may be off, as a share of the right one.
+    pub(super) tolerance: Option<f64>,
 }
 
 impl Examiner {
@@ -63,21 +69,33 @@ impl Examiner {
     }
 
     /// Refuses a text that is longer than the model is made for.
-    pub(super) fn check_length(&self, question: &Question, tokens: usize) -> Result<(), Failure> {
-        if tokens <= self.limit {
-            return Ok(());
-        }
-        let message = format!("it has {tokens} tokens with its contexts, and the model is made for {}", self.limit);
-        Err(said(question, &message).hint("fewer or shorter contexts: lower `top_k`, or smaller chunks"))
+    pub(super) fn too_long(&self, tokens: usize) -> Option<Reject> {
+        let limit = self.limit;
+        let detail = || {
+            format!(
+                "with its contexts and its answer it has {tokens} tokens, and the model is made for {limit}: a lower `top_k` or \
+                 smaller chunks make it shorter"
+            )
+        };
+        (tokens > limit).then(|| Reject::new("too_long", detail()))
     }
 
-    /// Has some questions answered in writing.
-    pub(super) fn written(&mut self, questions: &[Question], writing: Writing) -> Result<Vec<Prediction>, Failure> {
+    /// Has some questions answered in writing; those that are too long are answered wrong.
+    pub(super) fn written(&mut self, questions: &[Question], writing: Writing) -> Result<Vec<Examined>, Failure> {
+        let (tokens, limit) = (writing.max_output_tokens, self.limit);
+        if tokens >= limit {
+            return Err(Failure::data(format!("`max_output_tokens` ({tokens}) leaves no room for a question"))
+                .hint(format!("the model is made for {limit} tokens, the question and its contexts included")));
+        }
         let mut prompts = Vec::with_capacity(questions.len());
+        let mut rejects = Vec::with_capacity(questions.len());
         for question in questions {
             let asked = self.asked(question).map_err(|error| said(question, &error.to_string()))?;
-            self.check_length(question, asked.len() + writing.max_output_tokens)?;
-            prompts.push(asked);
+            let reject = self.too_long(asked.len() + tokens);
+            if reject.is_none() {
+                prompts.push(asked);
+            }
+            rejects.push(reject);
         }
         let how = Generation {
             temperature: writing.temperature,
@@ -85,12 +103,18 @@ impl Examiner {
             ..Generation::greedy(writing.max_output_tokens, vec![self.tokenizer.end_id()])
         };
         let texts = self.scorer.generate(&prompts, &how).map_err(|error| Failure::external(error.to_string()))?;
-        let mut predictions = Vec::with_capacity(questions.len());
-        for (question, text) in questions.iter().zip(texts) {
+        let mut texts = texts.into_iter();
+        let mut examined = Vec::with_capacity(questions.len());
+        for (question, reject) in questions.iter().zip(rejects) {
+            if reject.is_some() {
+                examined.push((Prediction { raw: None, ..prediction(question, "", false, None) }, reject));
+                continue;
+            }
+            let text = texts.next().ok_or_else(|| Failure::bug("fewer texts than prompts"))?;
             let said_so = self.tokenizer.decode(&text.ids).map_err(|error| said(question, &error.to_string()))?;
-            predictions.push(prediction(question, &said_so, text.stopped));
+            examined.push((prediction(question, &said_so, text.stopped, writing.tolerance), None));
         }
-        Ok(predictions)
+        Ok(examined)
     }
 }
 
@@ -102,20 +126,42 @@ pub(super) fn said(question: &Question, what: &str) -> Failure {
     Failure::data(format!("question `{}`: {what}", question.question_id))
 }
 
+/// The end of a text beside one of the right answers.
+struct End {
+    exact: bool,
+    f1: f64,
+    said: String,
+}
+
+impl End {
+    /// As many last words as the right answer has; with a `tolerance`, where the right answer is a number, the last number.
+    /// `None` for a text without words.
+    fn of(question: &Question, text: &str, right: &str, tolerance: Option<f64>) -> Option<Self> {
+        let words = last_words(text, right)?;
+        let f1 = token_f1(&words, right);
+        match tolerance.zip(right_number(right)) {
+            None => Some(Self { exact: exact_match(&words, right), f1, said: words }),
+            Some((tolerance, right)) => {
+                let number = last_number(text);
+                let exact = number.is_some_and(|number| number.is(&right, &question.question, tolerance));
+                Some(Self { exact, f1, said: number.map_or(words, |number| number.text.to_owned()) })
+            }
+        }
+    }
+}
+
 /// What a text is worth; one that isn't `whole` is no answer.
-fn prediction(question: &Question, text: &str, whole: bool) -> Prediction {
+fn prediction(question: &Question, text: &str, whole: bool, tolerance: Option<f64>) -> Prediction {
     let mut prediction = Prediction::of(question, question.context());
     prediction.raw = Some(text.trim().to_owned());
     if question.options.is_empty() {
-        let right = || std::iter::once(&question.answer).chain(&question.answers);
-        let ends = right().filter_map(|right| Some((last_words(text, right).filter(|_| whole)?, right)));
-        let best =
-            ends.map(|(end, right)| (token_f1(&end, right), exact_match(&end, right), end)).max_by(|a, b| a.0.total_cmp(&b.0));
-        let (f1, exact, end) = best.map_or((0.0, false, None), |(f1, exact, end)| (f1, exact, Some(end)));
-        prediction.exact_match = Some(exact);
-        prediction.token_f1 = Some(f1);
+        let right = std::iter::once(&question.answer).chain(&question.answers).filter(|_| whole);
+        let ends: Vec<End> = right.filter_map(|right| End::of(question, text, right, tolerance)).collect();
+        prediction.exact_match = Some(ends.iter().any(|end| end.exact));
+        prediction.token_f1 = Some(ends.iter().map(|end| end.f1).fold(0.0, f64::max));
         prediction.score = prediction.token_f1;
-        prediction.prediction = end;
+        let best = ends.into_iter().max_by(|a, b| a.exact.cmp(&b.exact).then(a.f1.total_cmp(&b.f1)));
+        prediction.prediction = best.map(|end| end.said);
     } else {
         let chosen = last_option(text, &question.options).filter(|_| whole).map(|index| &question.options[index]);
         prediction.correct = Some(chosen == Some(&question.answer));
@@ -129,6 +175,7 @@ pub(super) mod tests {
     use ingrain_student::{Preset, tokenizer, weights::initialise};
 
     use super::*;
+    use crate::evaluate::question::Context;
 
     pub(in crate::evaluate) fn examiner() -> Examiner {
         let texts = ["Question: Who keeps the light?\nAnswer: Lotte Amsel keeps the light.", "Hanne Drost sold the old boat."];
@@ -156,28 +203,75 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_written_is_judged_by_its_end() {
-        let open = prediction(&question(&[]), " It was lit by Ida. The keeper is Lotte Amsel.", true);
+        let open = prediction(&question(&[]), " It was lit by Ida. The keeper is Lotte Amsel.", true, None);
         assert_eq!((open.exact_match, open.token_f1, open.prediction.as_deref()), (Some(true), Some(1.0), Some("lotte amsel")));
-        let half = prediction(&question(&[]), "Lotte Brandt", true);
+        let half = prediction(&question(&[]), "Lotte Brandt", true, None);
         assert_eq!((half.exact_match, half.token_f1), (Some(false), Some(0.5)));
-        let cut = prediction(&question(&[]), "Lotte Amsel", false);
+        let cut = prediction(&question(&[]), "Lotte Amsel", false, None);
         assert_eq!((cut.exact_match, cut.token_f1, cut.prediction), (Some(false), Some(0.0), None));
         let options = ["Hanne Drost", "Lotte Amsel"];
-        let choice = prediction(&question(&options), "Not Hanne Drost but Lotte Amsel.", true);
+        let choice = prediction(&question(&options), "Not Hanne Drost but Lotte Amsel.", true, None);
         assert_eq!((choice.correct, choice.prediction.as_deref()), (Some(true), Some("Lotte Amsel")));
-        let none = prediction(&question(&options), "Nobody.", true);
+        let none = prediction(&question(&options), "Nobody.", true, None);
         assert_eq!((none.correct, none.prediction, none.exact_match), (Some(false), None, None));
     }
 
     #[test]
     fn a_model_writes_until_its_end_or_the_limit() {
         let mut examiner = examiner();
-        let writing = Writing { temperature: 0.0, max_output_tokens: 5, seed: 1 };
+        let writing = Writing { temperature: 0.0, max_output_tokens: 5, seed: 1, tolerance: None };
         let found = examiner.written(&[question(&[]), question(&["a", "b"])], writing).unwrap();
         assert_eq!(found.len(), 2);
-        assert!(found[0].raw.as_ref().is_some_and(|raw| !raw.is_empty()) && found[0].token_f1.is_some());
-        assert!(found[1].correct.is_some());
+        assert!(found.iter().all(|(_, reject)| reject.is_none()));
+        assert!(found[0].0.raw.as_ref().is_some_and(|raw| !raw.is_empty()) && found[0].0.token_f1.is_some());
+        assert!(found[1].0.correct.is_some());
         let failure = examiner.written(&[question(&[])], Writing { max_output_tokens: 5000, ..writing }).unwrap_err();
-        assert!(failure.message.contains("tokens with its contexts"), "{failure}");
+        assert_eq!(failure.message, "`max_output_tokens` (5000) leaves no room for a question");
+    }
+
+    #[test]
+    fn a_question_that_is_too_long_is_answered_wrong_and_holds_up_no_other() {
+        let mut examiner = examiner();
+        let writing = Writing { temperature: 0.0, max_output_tokens: 5, seed: 1, tolerance: None };
+        let long = |options: &[&str]| {
+            let contexts = vec![Context { title: None, text: "zq ".repeat(5000) }];
+            Question { contexts, ..question(options) }
+        };
+        let alone = examiner.written(&[question(&[])], writing).unwrap();
+        let found = examiner.written(&[long(&[]), question(&[]), long(&["a", "b"])], writing).unwrap();
+        assert_eq!(found[1], alone[0]);
+        let (open, reject) = &found[0];
+        assert_eq!((open.exact_match, open.token_f1, &open.prediction, &open.raw), (Some(false), Some(0.0), &None, &None));
+        let reject = reject.as_ref().unwrap();
+        assert_eq!(reject.reason, "too_long");
+        assert!(reject.detail.contains("`top_k`"), "{}", reject.detail);
+        assert_eq!((found[2].0.correct, &found[2].0.prediction), (Some(false), &None));
+        assert!(found[2].1.is_some() && found[0].0.context.is_some());
+    }
+
+    #[test]
+    fn with_a_tolerance_the_last_number_decides_alone() {
+        let of = |answers: &[&str], text: &str| {
+            let answers: Vec<String> = answers.iter().map(|&answer| answer.to_owned()).collect();
+            let question = Question { answer: answers[0].clone(), answers: answers[1..].to_vec(), ..question(&[]) };
+            let found = prediction(&question, text, true, Some(0.01));
+            (found.exact_match.unwrap(), found.prediction.unwrap())
+        };
+        for (answer, text, exact, said) in [
+            ("1577000000", "So they spent $1.58 billion.", true, "$1.58 billion"),
+            ("1577000000", "So they spent 1.58.", false, "1.58"),
+            ("158", "It is 1.58.", false, "1.58"),
+            ("-3.5", "It is 3.5.", false, "3.5"),
+            ("-3.5", "It is \u{2212}3.52.", true, "\u{2212}3.52"),
+            ("1580", "They spent $1,580.00.", true, "$1,580.00"),
+            ("8.7%", "It rose by 8.7%", true, "8.7%"),
+            ("8.7%", "It rose by 87", false, "87"),
+            ("15", "Fifteen it is.", false, "is"),
+            ("Lotte Amsel", "In 1911 by Lotte Amsel.", true, "lotte amsel"),
+        ] {
+            assert_eq!(of(&[answer], text), (exact, said.to_owned()), "{text} for {answer}");
+        }
+        // Another right answer shares more words.
+        assert_eq!(of(&["18", "19 metres of rope"], "It has 18.1 metres of rope."), (true, "18.1".to_owned()));
     }
 }

@@ -1,15 +1,17 @@
 //! Questions answered in writing.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use ingrain_engine::{failure::Failure, key, run::Counters};
+use ingrain_engine::{failure::Failure, run::Counters};
 use ingrain_llm::{Client, Decoding, Message, Outcome, Request, Role};
 use minijinja::{Environment, value::Serde};
 use serde_json::{Value, json};
 
 use super::{
     answer::{choice, exact_match, final_answer, letter, token_f1},
+    number::{only_number, right_number},
     prediction::Prediction,
     question::{Context, Question},
+    refuse,
 };
 use crate::{
     rejects::{Reject, Rejects},
@@ -28,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) temperature: f64,
     /// An answer is cut after so many tokens.
     pub(crate) max_output_tokens: u32,
+    /// How far a number may be off, as a share of the right one.
+    pub(crate) tolerance: Option<f64>,
 }
 
 /// What the model said to a question, or why that can't be read as an answer.
@@ -51,14 +55,14 @@ pub(crate) async fn predictions(
     while let Some(said) = answers.try_next().await? {
         let question = &questions[predictions.len()];
         match said {
-            Said::Text(text) => predictions.push(prediction(question, Some(&text), text.clone())),
+            Said::Text(text) => predictions.push(prediction(question, Some(&text), text.clone(), settings.tolerance)),
             Said::Refused { reject, attempts } => {
-                let row_id = key::row_id("evaluate.reject", 0, &[&question.row_id], 0, 0);
-                rejects.push(&row_id, Some(&question.row_id), &reject, attempts);
-                predictions.push(prediction(question, None, reject.raw.unwrap_or_default()));
+                refuse(rejects, &question.row_id, &reject, attempts);
+                predictions.push(prediction(question, None, reject.raw.unwrap_or_default(), None));
             }
         }
         counters.say(format!("question {} of {}", predictions.len(), questions.len()));
+        counters.progress(predictions.len() as u64, questions.len() as u64);
     }
     Ok(predictions)
 }
@@ -100,14 +104,18 @@ fn request(question: &Question, settings: Settings) -> Result<Request, Failure> 
 }
 
 /// `text` is what the model wrote, if that was whole; `raw` what there is of it.
-fn prediction(question: &Question, text: Option<&str>, raw: String) -> Prediction {
+fn prediction(question: &Question, text: Option<&str>, raw: String, tolerance: Option<f64>) -> Prediction {
     let answer = text.and_then(final_answer);
     let mut prediction = Prediction::of(question, question.context());
     prediction.raw = Some(raw);
     if question.options.is_empty() {
         let right = || std::iter::once(&question.answer).chain(&question.answers);
         let answered = answer.unwrap_or_default();
-        prediction.exact_match = Some(answer.is_some() && right().any(|right| exact_match(answered, right)));
+        let same = |right: &String| match tolerance.zip(right_number(right)) {
+            Some((tolerance, right)) => only_number(answered).is_some_and(|said| said.is(&right, &question.question, tolerance)),
+            None => exact_match(answered, right),
+        };
+        prediction.exact_match = Some(answer.is_some() && right().any(same));
         let f1 = right().map(|right| token_f1(answered, right)).fold(0.0, f64::max);
         prediction.token_f1 = Some(if answer.is_some() { f1 } else { 0.0 });
         prediction.score = prediction.token_f1;
@@ -124,7 +132,7 @@ fn prediction(question: &Question, text: Option<&str>, raw: String) -> Predictio
 mod tests {
     use super::*;
 
-    const SETTINGS: Settings = Settings { temperature: 0.0, max_output_tokens: 100 };
+    const SETTINGS: Settings = Settings { temperature: 0.0, max_output_tokens: 100, tolerance: None };
 
     fn question(options: &[&str]) -> Question {
         Question {
@@ -184,7 +192,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_wrong() {
-        let of = |options: &[&str], text: Option<&str>| prediction(&question(options), text, "raw".into());
+        let of = |options: &[&str], text: Option<&str>| prediction(&question(options), text, "raw".into(), None);
         let options = ["75 metres", "18 metres"];
         let right = of(&options, Some("It is deep.\nAnswer: B"));
         assert_eq!((right.prediction.as_deref(), right.correct), (Some("18 metres"), Some(true)));
@@ -198,5 +206,24 @@ mod tests {
         assert_eq!((near.exact_match, near.token_f1), (Some(false), Some(0.5)));
         let none = of(&[], Some("18 metres"));
         assert_eq!((none.prediction, none.exact_match, none.token_f1), (None, Some(false), Some(0.0)));
+    }
+
+    #[test]
+    fn with_a_tolerance_numbers_decide_alone() {
+        let of = |answer: &str, said: &str, tolerance: Option<f64>| {
+            let question = Question { answer: answer.into(), answers: vec!["eighteen metres".into()], ..question(&[]) };
+            prediction(&question, Some(&format!("Answer: {said}")), "raw".into(), tolerance).exact_match
+        };
+        for (answer, said, near, exact) in [
+            ("18 metres", "18.1 m", true, false),
+            ("18 metres", "18 metres", true, true),
+            ("1.8 metres", "18 metres", false, true),
+            ("-18 metres", "18 metres", false, true),
+            ("18 metres", "Eighteen metres.", true, true),
+            ("18 metres", "17 to 19 metres", false, false),
+            ("Tern Ledge", "the Tern Ledge", true, true),
+        ] {
+            assert_eq!((of(answer, said, Some(0.01)), of(answer, said, None)), (Some(near), Some(exact)), "{said} for {answer}");
+        }
     }
 }

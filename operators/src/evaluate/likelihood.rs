@@ -5,10 +5,13 @@ use ingrain_student::TokenizerError;
 use serde_json::json;
 
 use super::{
-    examiner::{Examiner, Ids, said},
+    examiner::{Examined, Examiner, Ids, said},
     prediction::Prediction,
     question::Question,
 };
+
+/// A prompt, and what is scored behind it.
+type Text = (Ids, Ids);
 
 /// What a model gives to an option.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,52 +25,92 @@ struct Score {
 }
 
 impl Examiner {
-    /// Asks some questions.
-    pub(crate) fn predictions(&mut self, questions: &[Question]) -> Result<Vec<Prediction>, Failure> {
-        let mut texts: Vec<(Ids, Ids)> = Vec::new();
+    /// Asks some questions. Of one that is too long only that is known what its options give away alone.
+    pub(crate) fn predictions(&mut self, questions: &[Question]) -> Result<Vec<Examined>, Failure> {
+        let mut texts: Vec<Text> = Vec::new();
+        let mut taken = Vec::with_capacity(questions.len());
         for question in questions {
-            let begin = texts.len();
-            self.texts(question, &mut texts).map_err(|error| said(question, &error.to_string()))?;
-            let longest = texts[begin..].iter().map(|(prompt, option)| prompt.len() + option.len()).max().unwrap_or(0);
-            self.check_length(question, longest)?;
+            let (mut asked, mut blind) = self.texts(question).map_err(|error| said(question, &error.to_string()))?;
+            let reject = self.too_long(longest(&asked).max(longest(&blind)));
+            if reject.is_some() {
+                asked.clear();
+            }
+            if self.too_long(longest(&blind)).is_some() {
+                blind.clear();
+            }
+            taken.push((asked.len(), blind.len(), reject));
+            texts.append(&mut asked);
+            texts.append(&mut blind);
         }
         let values = self.scorer.log_probs(&texts).map_err(|error| Failure::external(error.to_string()))?;
-        let mut sums = values.iter().map(|values| (values.iter().map(|value| f64::from(*value)).sum::<f64>(), values.len()));
-        let mut next = || sums.next().ok_or_else(|| Failure::bug("fewer scores than texts"));
-        let mut predictions = Vec::with_capacity(questions.len());
-        for question in questions {
-            let mut scores = Vec::new();
-            for _ in 0..question.options.len().max(1) {
-                let (log_prob, tokens) = next()?;
-                let blind = if question.options.is_empty() { 0.0 } else { next()?.0 };
-                if !(log_prob.is_finite() && blind.is_finite()) {
-                    return Err(said(question, "the model gives no finite probabilities: its training has diverged")
-                        .hint("train again with a lower `learning_rate`"));
-                }
-                scores.push(Score { log_prob, blind, tokens });
-            }
-            predictions.push(prediction(question, &scores));
+        if values.len() != texts.len() {
+            return Err(Failure::bug("fewer scores than texts"));
         }
-        Ok(predictions)
+        let mut sums = values.iter().map(|values| (values.iter().map(|value| f64::from(*value)).sum::<f64>(), values.len()));
+        let mut examined = Vec::with_capacity(questions.len());
+        for (question, (asked, blind, reject)) in questions.iter().zip(taken) {
+            let asked: Vec<(f64, usize)> = sums.by_ref().take(asked).collect();
+            let blind: Vec<f64> = sums.by_ref().take(blind).map(|(log_prob, _)| log_prob).collect();
+            if !asked.iter().map(|(log_prob, _)| log_prob).chain(&blind).all(|log_prob| log_prob.is_finite()) {
+                return Err(said(question, "the model gives no finite probabilities: its training has diverged")
+                    .hint("train again with a lower `learning_rate`"));
+            }
+            let prediction = match reject {
+                None => {
+                    let blind = blind.into_iter().chain(std::iter::repeat(0.0));
+                    let score = |((log_prob, tokens), blind)| Score { log_prob, blind, tokens };
+                    prediction(question, &asked.into_iter().zip(blind).map(score).collect::<Vec<_>>())
+                }
+                Some(_) => unasked(question, &blind),
+            };
+            examined.push((prediction, reject));
+        }
+        Ok(examined)
     }
 
-    /// What has to be scored for a question: each option after the prompt and after the prompt of an empty question, or the
-    /// answer after the prompt.
-    fn texts(&self, question: &Question, texts: &mut Vec<(Ids, Ids)>) -> Result<(), TokenizerError> {
+    /// What has to be scored for a question: each option after the prompt, and each after the prompt of an empty question;
+    /// or only the answer after the prompt.
+    fn texts(&self, question: &Question) -> Result<(Vec<Text>, Vec<Text>), TokenizerError> {
         let asked = self.asked(question)?;
         // The space belongs to the answer's first word, as it does where text is encoded whole.
         let answer = |text: &str| self.tokenizer.encode(&format!(" {text}"));
         if question.options.is_empty() {
-            texts.push((asked, answer(&question.answer)?));
-            return Ok(());
+            return Ok((vec![(asked, answer(&question.answer)?)], Vec::new()));
         }
-        for option in &question.options {
-            let option = answer(option)?;
-            texts.push((asked.clone(), option.clone()));
-            texts.push((self.blind.clone(), option));
-        }
-        Ok(())
+        let options = question.options.iter().map(|option| answer(option)).collect::<Result<Vec<Ids>, _>>()?;
+        let behind = |prompt: &Ids| options.iter().map(|option| (prompt.clone(), option.clone())).collect();
+        Ok((behind(&asked), behind(&self.blind)))
     }
+}
+
+/// The tokens of the longest of some texts.
+fn longest(texts: &[Text]) -> usize {
+    texts.iter().map(|(prompt, option)| prompt.len() + option.len()).max().unwrap_or(0)
+}
+
+/// The place of the highest value; of equal ones the first.
+fn highest(values: impl IntoIterator<Item = f64>) -> Option<usize> {
+    let mut best: Option<(usize, f64)> = None;
+    for (place, value) in values.into_iter().enumerate() {
+        if best.is_none_or(|(_, most)| value > most) {
+            best = Some((place, value));
+        }
+    }
+    best.map(|(place, _)| place)
+}
+
+/// Whether the option at a place is the right one; no option is wrong.
+fn is_right(question: &Question, place: Option<usize>) -> Option<bool> {
+    Some(place.is_some_and(|place| question.options[place] == question.answer))
+}
+
+/// A question that isn't asked: no choice is made, and only that by the options alone may be right.
+fn unasked(question: &Question, blind: &[f64]) -> Prediction {
+    let mut prediction = prediction(question, &[]);
+    if !question.options.is_empty() {
+        prediction.correct_blind = is_right(question, highest(blind.iter().copied()));
+    }
+    prediction
 }
 
 fn prediction(question: &Question, scores: &[Score]) -> Prediction {
@@ -77,19 +120,15 @@ fn prediction(question: &Question, scores: &[Score]) -> Prediction {
         prediction.answer_tokens = scores.first().map(|score| score.tokens as i32);
         return prediction;
     }
-    let corrected = |score: &Score| score.log_prob - score.blind;
-    let best = |value: &dyn Fn(&Score) -> f64| {
-        let better = |best: usize, index: usize| if value(&scores[index]) > value(&scores[best]) { index } else { best };
-        (0..scores.len()).fold(0, better)
-    };
-    let right = |index: usize| Some(question.options[index] == question.answer);
-    let chosen = best(&corrected);
-    prediction.prediction = Some(question.options[chosen].clone());
-    prediction.score = Some(corrected(&scores[chosen]));
-    prediction.correct = right(chosen);
-    prediction.correct_raw = right(best(&|score| score.log_prob));
-    prediction.correct_normalised = right(best(&|score| score.log_prob / score.tokens.max(1) as f64));
-    prediction.correct_blind = right(best(&|score| score.blind));
+    let corrected: fn(&Score) -> f64 = |score| score.log_prob - score.blind;
+    let best = |value: fn(&Score) -> f64| highest(scores.iter().map(value));
+    let chosen = best(corrected);
+    prediction.prediction = chosen.map(|place| question.options[place].clone());
+    prediction.score = chosen.map(|place| corrected(&scores[place]));
+    prediction.correct = is_right(question, chosen);
+    prediction.correct_raw = is_right(question, best(|score| score.log_prob));
+    prediction.correct_normalised = is_right(question, best(|score| score.log_prob / score.tokens.max(1) as f64));
+    prediction.correct_blind = is_right(question, best(|score| score.blind));
     let raw: Vec<_> = question
         .options
         .iter()
@@ -98,7 +137,7 @@ fn prediction(question: &Question, scores: &[Score]) -> Prediction {
             json!({ "option": option, "log_prob": log_prob, "blind": blind, "tokens": tokens })
         })
         .collect();
-    prediction.raw = Some(json!(raw).to_string());
+    prediction.raw = (!raw.is_empty()).then(|| json!(raw).to_string());
     prediction
 }
 
@@ -147,17 +186,17 @@ mod tests {
         let mut nothing = closed.clone();
         nothing.question = String::new();
         let found = examiner.predictions(&[closed.clone(), open.clone(), nothing]).unwrap();
+        let found: Vec<Prediction> = found.into_iter().map(|(prediction, _)| prediction).collect();
 
         let whole = |text: &str| -> Vec<u32> {
             let begin = examiner.tokenizer.begin_id();
             begin.into_iter().chain(examiner.tokenizer.encode(text).unwrap()).collect()
         };
         let asked = whole("Question: Who keeps the light?\nAnswer: Lotte Amsel");
-        let mut texts = Vec::new();
-        examiner.texts(&closed, &mut texts).unwrap();
+        let (texts, blind) = examiner.texts(&closed).unwrap();
         assert_eq!([texts[0].0.clone(), texts[0].1.clone()].concat(), asked, "split where the tokenizer splits");
-        assert_eq!([texts[1].0.clone(), texts[1].1.clone()].concat(), whole("Question:\nAnswer: Lotte Amsel"));
-        assert_eq!(texts.len(), 4);
+        assert_eq!([blind[0].0.clone(), blind[0].1.clone()].concat(), whole("Question:\nAnswer: Lotte Amsel"));
+        assert_eq!((texts.len(), blind.len()), (2, 2));
 
         assert!(found[0].score.unwrap().abs() > 1e-4, "the question makes a difference");
         assert!(found[2].score.unwrap().abs() < 1e-4, "an empty question adds nothing");
@@ -168,11 +207,27 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_is_too_long_is_named() {
-        let mut long = question(&[], "x");
-        long.contexts = vec![Context { title: None, text: "zq ".repeat(5000) }];
-        let failure = examiner().predictions(&[long]).unwrap_err();
-        assert!(failure.message.starts_with("question `q`: it has "), "{failure}");
-        assert!(failure.hint.unwrap().contains("top_k"));
+    fn a_question_that_is_too_long_is_wrong_but_for_its_options_alone() {
+        let mut examiner = examiner();
+        let choice = question(&["Lotte Amsel", "Hanne Drost"], "Lotte Amsel");
+        let far = "zq ".repeat(5000);
+        let long = |question: Question| {
+            let contexts = vec![Context { title: None, text: far.clone() }];
+            Question { contexts, ..question }
+        };
+        let wide = Question { options: vec!["Lotte Amsel".into(), far.clone()], ..choice.clone() };
+        let alone = examiner.predictions(std::slice::from_ref(&choice)).unwrap();
+        let asked = [long(choice.clone()), choice, long(question(&[], "x")), wide];
+        let found = examiner.predictions(&asked).unwrap();
+        let reasons: Vec<_> = found.iter().map(|(_, reject)| reject.as_ref().map(|reject| reject.reason)).collect();
+        assert_eq!(reasons, [Some("too_long"), None, Some("too_long"), Some("too_long")]);
+        assert_eq!((found[1].0.correct, found[1].0.correct_blind), (alone[0].0.correct, alone[0].0.correct_blind));
+        let (unasked, _) = &found[0];
+        assert_eq!((&unasked.prediction, unasked.score, &unasked.raw), (&None, None, &None));
+        assert_eq!((unasked.correct, unasked.correct_raw, unasked.correct_normalised), (Some(false), Some(false), Some(false)));
+        assert_eq!(unasked.correct_blind, alone[0].0.correct_blind);
+        let (open, _) = &found[2];
+        assert_eq!((open.score, open.answer_tokens, open.correct), (None, None, None));
+        assert_eq!(found[3].0.correct_blind, Some(false), "its options are too long, too");
     }
 }

@@ -5,6 +5,7 @@ mod examiner;
 mod figures;
 mod generate;
 mod likelihood;
+mod number;
 mod prediction;
 mod question;
 
@@ -27,14 +28,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::{
-    examiner::{Examiner, Writing},
+    examiner::{Examined, Examiner, Writing},
     figures::figures,
-    prediction::Prediction,
     question::Questions,
 };
 use crate::{
     columns::{blocking, is_text, is_texts},
-    rejects::Rejects,
+    rejects::{Reject, Rejects},
     render::Render,
 };
 
@@ -47,7 +47,8 @@ const PREDICTIONS: &str = "predictions";
 const AT_ONCE: usize = 64;
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 2)
+pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 3)
+    .planned(&["judge", "draws"])
     .reported()
     .unkeyed(&[("allow_leakage", "it only decides whether the pipeline is accepted")]);
 
@@ -82,14 +83,27 @@ pub enum Method {
 /// its F1 is that of as many last words as the right answer has. Options are not shown: the choice is the option that stands
 /// last in what was written, or no option.
 ///
+/// **tolerance**. With it, numbers decide alone where a right answer is one: its only number, with nothing in front but
+/// `about` or the like, and at most two words behind. `exact_match` is then whether the answer's only number (for a `model`,
+/// the last one in what was written) is the right one within the tolerance; the words around it aren't compared. So `-3.5`
+/// isn't `3.5`, though their words are the same. Numbers are read with their sign, also as brackets (`($1,577) million`),
+/// commas between thousands, a currency, and a unit: `%`, `percent`, `thousand` to `trillion`, `mn`, `bn`; right behind an
+/// amount of money also `k`, `m`, `b` (`$5m`; `5 m` are metres). `65.4%` is 0.654, and for a right `65.4%` a bare `65.4` is
+/// right, too. A number without a unit may be in one that the question asks in: to `in USD millions`, `1577` and
+/// `$1,577 million` are the same. A date, a range, or a second number in a reader's answer is no number. `token_f1` stays that
+/// of the words.
+///
 /// Questions without `question` or `answer`, and multiple choice whose `answer` isn't one of the `options` word for word, are
-/// rejected and count nowhere.
+/// rejected and count nowhere. A question that is too long for the model (`too_long`) is rejected as well, but has its row
+/// in `predictions` and counts as wrong, as a refusal does: so figures over different contexts are over the same questions.
+/// Only a log-probability has no value for it.
 ///
 /// # Ports
 /// - `questions`: an exam, or QA pairs (their `row_id` is the `question_id`): `question`, `answer`, and `options`,
 ///   `answers`, `metadata` where there are any.
 /// - `model`: a checkpoint or a training; of several checkpoints the row with `final`.
-/// - `contexts`: what `retrieve` found for these questions. A question without contexts is asked without.
+/// - `contexts`: what `retrieve` found for these questions. A question without contexts is asked without: how many are, is
+///   the figure `without_context`, and if all are, the stage fails.
 ///
 /// # Outputs
 /// - default: `metric`, `value`, `low`, `high`, `n` (questions counted). The interval is a percentile bootstrap over
@@ -104,9 +118,10 @@ pub enum Method {
 /// | `accuracy_raw`, `accuracy_normalised` | `correct_raw`, `correct_normalised` | by log P(option \| prompt), summed or a token |
 /// | `blind` | `correct_blind` | by log P(option \| the prompt of an empty question): what the options alone give away |
 /// | `exact_match`, `token_f1` | `exact_match`, `token_f1` | open-ended, generate |
-/// | `accuracy_answered_only`, `exact_match_answered_only` | the same, where `prediction` isn't null | generate |
+/// | `accuracy_answered_only`, `exact_match_answered_only` | the same, where `prediction` isn't null | generate, `too_long` |
 /// | `answer_log_prob_per_token` | sum of `score` over sum of `answer_tokens` | open-ended, likelihood |
 /// | `perplexity` | e to the minus of it | per token of the answer |
+/// | `without_context` | whether `context` is null | where some questions have contexts and some don't |
 ///
 /// # Memory
 /// All questions and their contexts, and the model on its device.
@@ -130,7 +145,8 @@ pub struct Evaluate {
     #[serde(default)]
     pub render: Render,
     /// Splits every figure by a column of the questions, or by a field of their `metadata`, beside the figure over all:
-    /// with `by: distractors`, `accuracy[distractors=same_document]`. Default: no split.
+    /// with `by: distractors`, `accuracy[distractors=same_document]`. At least one question must have a value there. Default:
+    /// no split.
     #[serde(default)]
     pub by: Option<String>,
     /// How many resamples an interval is made of. Default: 1,000.
@@ -146,6 +162,12 @@ pub struct Evaluate {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub max_output_tokens: Option<u32>,
+    /// For `generate` and open-ended questions: where the right answer is a number, another one counts as right within this
+    /// share of it, such as `0.01`, whatever its form (`$1.58 billion`, `1,577,000,000`), and nothing else does. Default: the
+    /// same words are right.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub tolerance: Option<f64>,
     /// Lets a model be questioned with rows that it was trained on, which is refused otherwise. Default: false.
     #[serde(default)]
     pub allow_leakage: bool,
@@ -184,6 +206,13 @@ impl Operator for Evaluate {
                     .hint("`generate` with a `reader`, or a checkpoint at the port `model`"),
             ),
             _ => {}
+        }
+        let writes = self.reader.is_some() || self.method == Some(Method::Generate);
+        if self.tolerance.is_some() && inputs.first(MODEL).is_some() && !writes {
+            mistakes.push(
+                Invalid::new("/tolerance", "`tolerance` compares written numbers, and `likelihood` has none written")
+                    .hint("`method: generate`, or leave `tolerance` out"),
+            );
         }
         if self.render == Render::Chat {
             mistakes.push(Invalid::new("/render", "`chat` is not built yet").hint("`qa` is"));
@@ -253,6 +282,9 @@ impl Task for Evaluate {
     async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
         let mut rejects = Rejects::default();
         let mut questions = Questions::read(context.table(QUESTIONS)?.stream().await?, self.by.as_deref(), &mut rejects).await?;
+        if let Some(by) = &self.by {
+            questions.check_split(by)?;
+        }
         if let Some(contexts) = context.tables(CONTEXTS).first() {
             questions.add_contexts(contexts.stream().await?).await?;
         }
@@ -260,16 +292,31 @@ impl Task for Evaluate {
         if questions.is_empty() {
             return Err(Failure::data("there are no questions").hint("look at the stage that reads or makes them"));
         }
+        if self.tolerance.is_some() && questions.iter().all(|question| !question.options.is_empty()) {
+            return Err(Failure::data("`tolerance` is for open-ended questions, and all of these have `options`")
+                .hint("leave `tolerance` out"));
+        }
         context.count_units((questions.len() + rejects.len()) as u64);
         let predictions = match &self.reader {
             Some(reader) => {
                 let client = crate::teachers::client(&context.environment, reader).await?;
                 let max_output_tokens = self.max_output_tokens.unwrap_or(READER_TOKENS);
-                let settings = generate::Settings { temperature: self.temperature, max_output_tokens };
+                let (temperature, tolerance) = (self.temperature, self.tolerance);
+                let settings = generate::Settings { temperature, max_output_tokens, tolerance };
                 let refresh = context.refresh.as_deref();
                 generate::predictions(&client, &questions, settings, refresh, &context.counters, &mut rejects).await?
             }
-            None => self.by_model(questions, context).await?,
+            None => {
+                let mut predictions = Vec::with_capacity(questions.len());
+                context.computed_on(crate::train::device(&context.environment.device)?);
+                for (prediction, reject) in self.by_model(questions, context).await? {
+                    if let Some(reject) = reject {
+                        refuse(&mut rejects, &prediction.parent_id, &reject, 0);
+                    }
+                    predictions.push(prediction);
+                }
+                predictions
+            }
         };
         let generated = self.reader.is_some() || self.method == Some(Method::Generate);
         let table = figures(&predictions, self.by.as_deref(), generated, self.resamples, context.seed);
@@ -300,8 +347,13 @@ impl Task for Evaluate {
     }
 }
 
+/// Lists a question as rejected.
+fn refuse(rejects: &mut Rejects, question: &str, reject: &Reject, attempts: i32) {
+    rejects.push(&key::row_id("evaluate.reject", 0, &[question], 0, 0), Some(question), reject, attempts);
+}
+
 impl Evaluate {
-    async fn by_model(&self, questions: Vec<question::Question>, context: &TaskContext) -> Result<Vec<Prediction>, Failure> {
+    async fn by_model(&self, questions: Vec<question::Question>, context: &TaskContext) -> Result<Vec<Examined>, Failure> {
         let model = context.table(MODEL)?;
         let mut last = 0;
         for batch in model.collect().await? {
@@ -320,19 +372,21 @@ impl Evaluate {
             temperature: self.temperature,
             max_output_tokens: self.max_output_tokens.unwrap_or(MODEL_TOKENS) as usize,
             seed: context.seed,
+            tolerance: self.tolerance,
         });
         // A model stays on the thread that loaded it.
         blocking(move || {
             let mut examiner = Examiner::load(&folder, &device)?;
-            let mut predictions = Vec::with_capacity(questions.len());
+            let mut examined = Vec::with_capacity(questions.len());
             for some in questions.chunks(AT_ONCE) {
-                predictions.extend(match writing {
+                examined.extend(match writing {
                     Some(writing) => examiner.written(some, writing)?,
                     None => examiner.predictions(some)?,
                 });
-                counters.say(format!("question {} of {}", predictions.len(), questions.len()));
+                counters.say(format!("question {} of {}", examined.len(), questions.len()));
+                counters.progress(examined.len() as u64, questions.len() as u64);
             }
-            Ok(predictions)
+            Ok(examined)
         })
         .await?
     }

@@ -1,6 +1,6 @@
 //! What is asked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use arrow::{
     array::{Array, AsArray, RecordBatch},
@@ -9,13 +9,20 @@ use arrow::{
 };
 use datafusion::execution::SendableRecordBatchStream;
 use futures::TryStreamExt;
-use ingrain_engine::{failure::Failure, key};
+use ingrain_engine::{
+    diagnostic::{nearest, quoted},
+    failure::Failure,
+};
 use serde::Serialize;
 
+use super::refuse;
 use crate::{
     columns::{column, optional_text, text, texts},
     rejects::{Reject, Rejects},
 };
+
+/// How many fields of the metadata are remembered, to be listed.
+const MOST_FIELDS: usize = 50;
 
 /// A question with all that belongs to it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -64,6 +71,12 @@ impl Question {
 pub(crate) struct Questions {
     questions: Vec<Question>,
     ranks: HashMap<String, Vec<(i32, Context)>>,
+    /// Whether there is a table of contexts.
+    with_contexts: bool,
+    /// The columns.
+    columns: BTreeSet<String>,
+    /// The fields of the metadata, if a split may go by one of them.
+    fields: BTreeSet<String>,
 }
 
 impl Questions {
@@ -73,28 +86,50 @@ impl Questions {
         by: Option<&str>,
         rejects: &mut Rejects,
     ) -> Result<Self, Failure> {
-        let mut questions = Self::default();
+        let columns = batches.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let mut questions = Self { columns, ..Self::default() };
         while let Some(batch) = batches.try_next().await? {
             for row in 0..batch.num_rows() {
-                match question(&batch, row, by)? {
+                match question(&batch, row, by, &mut questions.fields)? {
                     Ok(question) => questions.questions.push(question),
-                    Err(reject) => {
-                        let parent = text(&batch, "row_id")?.value(row);
-                        rejects.push(&key::row_id("evaluate.reject", 0, &[parent], 0, 0), Some(parent), &reject, 0);
-                    }
+                    Err(reject) => refuse(rejects, text(&batch, "row_id")?.value(row), &reject, 0),
                 }
             }
         }
         Ok(questions)
     }
 
+    /// Checks that the split `by` has parts.
+    ///
+    /// # Errors
+    /// When no question has a value for it.
+    pub(crate) fn check_split(&self, by: &str) -> Result<(), Failure> {
+        if self.questions.is_empty() || self.questions.iter().any(|question| question.group.is_some()) {
+            return Ok(());
+        }
+        if self.columns.contains(by) || self.fields.contains(by) {
+            return Err(Failure::data(format!("`{by}` is null for every question, so no figure can be split by it"))
+                .hint("leave `by` out, or look at the stage that reads or makes the questions"));
+        }
+        let there = match self.fields.is_empty() {
+            true => "no question has metadata".to_owned(),
+            false => format!("its fields are {}", quoted(self.fields.iter().map(String::as_str))),
+        };
+        let hint = match nearest(by, self.fields.iter().chain(&self.columns).map(String::as_str)) {
+            Some(name) => format!("did you mean `{name}`? {there}"),
+            None => there,
+        };
+        Err(Failure::data(format!("no question has `{by}` in its `metadata`")).hint(hint))
+    }
+
     /// Adds what was found for them.
     pub(crate) async fn add_contexts(&mut self, mut batches: SendableRecordBatchStream) -> Result<(), Failure> {
+        self.with_contexts = true;
         while let Some(batch) = batches.try_next().await? {
             let ids = text(&batch, "question_id")?;
             let ranks = column(&batch, "rank")?.as_primitive::<Int32Type>();
             for row in 0..batch.num_rows() {
-                let Some(content) = optional_text(&batch, "text", row)? else { continue };
+                let Some(content) = optional_text(&batch, "text", row)?.filter(|text| !text.trim().is_empty()) else { continue };
                 let title = optional_text(&batch, "title", row)?.filter(|title| !title.trim().is_empty());
                 let context = Context { title: title.map(str::to_owned), text: content.to_owned() };
                 self.ranks.entry(ids.value(row).to_owned()).or_default().push((ranks.value(row), context));
@@ -106,7 +141,7 @@ impl Questions {
     /// The questions by `row_id`, each with its contexts by rank.
     ///
     /// # Errors
-    /// When contexts were added and none is for any of the questions.
+    /// When there is a table of contexts, and nothing in it for any of the questions.
     pub(crate) fn sorted(mut self) -> Result<Vec<Question>, Failure> {
         for question in &mut self.questions {
             // Two rows may ask under one id: both have its contexts.
@@ -114,16 +149,26 @@ impl Questions {
             contexts.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.text.cmp(&b.1.text)));
             question.contexts = contexts.into_iter().map(|(_, context)| context).collect();
         }
-        if !self.ranks.is_empty() && self.questions.iter().all(|question| question.contexts.is_empty()) {
-            return Err(Failure::data("none of the contexts is for one of the questions")
-                .hint("`retrieve` and `evaluate` must read the same questions, told by `question_id`"));
+        let bare = self.questions.iter().all(|question| question.contexts.is_empty());
+        if self.with_contexts && bare && !self.questions.is_empty() {
+            return Err(match self.ranks.is_empty() {
+                true => Failure::data("there are no contexts, so every question would be asked without")
+                    .hint("look at the stage that finds them, or leave the port `contexts` out"),
+                false => Failure::data("none of the contexts is for one of the questions")
+                    .hint("`retrieve` and `evaluate` must read the same questions, told by `question_id`"),
+            });
         }
         self.questions.sort_by(|a, b| a.row_id.cmp(&b.row_id));
         Ok(self.questions)
     }
 }
 
-fn question(batch: &RecordBatch, row: usize, by: Option<&str>) -> Result<Result<Question, Reject>, Failure> {
+fn question(
+    batch: &RecordBatch,
+    row: usize,
+    by: Option<&str>,
+    fields: &mut BTreeSet<String>,
+) -> Result<Result<Question, Reject>, Failure> {
     let row_id = text(batch, "row_id")?.value(row).to_owned();
     let cell = |name: &str| Ok::<_, Failure>(optional_text(batch, name, row)?.map(str::trim).filter(|text| !text.is_empty()));
     let (Some(question), Some(answer)) = (cell("question")?, cell("answer")?) else {
@@ -143,15 +188,16 @@ fn question(batch: &RecordBatch, row: usize, by: Option<&str>) -> Result<Result<
         question: question.to_owned(),
         answer: answer.to_owned(),
         answers: trimmed(texts(batch, "answers", row)?),
-        group: by.map(|by| group(batch, row, by)).transpose()?.flatten(),
+        group: by.map(|by| group(batch, row, by, fields)).transpose()?.flatten(),
         options,
         contexts: Vec::new(),
         row_id,
     }))
 }
 
-/// The value of a column, or else of a field of the metadata, as text; `None` where it is null or missing.
-fn group(batch: &RecordBatch, row: usize, by: &str) -> Result<Option<String>, Failure> {
+/// The value of a column, or else of a field of the metadata, as text; `None` where it is null or missing. `fields` takes the
+/// names of the metadata's.
+fn group(batch: &RecordBatch, row: usize, by: &str, fields: &mut BTreeSet<String>) -> Result<Option<String>, Failure> {
     if let Some(column) = batch.column_by_name(by) {
         return match column.is_null(row) {
             true => Ok(None),
@@ -159,10 +205,16 @@ fn group(batch: &RecordBatch, row: usize, by: &str) -> Result<Option<String>, Fa
         };
     }
     let metadata = optional_text(batch, "metadata", row)?;
-    let metadata: Option<serde_json::Value> = metadata.and_then(|metadata| serde_json::from_str(metadata).ok());
-    Ok(metadata.and_then(|metadata| match metadata.get(by)? {
-        serde_json::Value::Null => None,
-        serde_json::Value::String(text) => Some(text.clone()),
-        other => Some(other.to_string()),
-    }))
+    let metadata = metadata.and_then(|metadata| serde_json::from_str(metadata).ok());
+    let metadata: serde_json::Map<String, serde_json::Value> = metadata.unwrap_or_default();
+    for name in metadata.keys() {
+        if (fields.len() < MOST_FIELDS || name == by) && !fields.contains(name) {
+            fields.insert(name.clone());
+        }
+    }
+    Ok(match metadata.get(by) {
+        None | Some(serde_json::Value::Null) => None,
+        Some(serde_json::Value::String(text)) => Some(text.clone()),
+        Some(other) => Some(other.to_string()),
+    })
 }

@@ -9,7 +9,7 @@ use futures::stream;
 use ingrain_engine::operator::Input;
 use serde_json::json;
 
-use super::*;
+use super::{prediction::Prediction, *};
 use crate::columns::text;
 
 fn evaluate(config: serde_json::Value) -> Evaluate {
@@ -27,7 +27,7 @@ fn inputs(questions: &[&str], model: bool) -> Inputs {
         let last = Field::new("final", DataType::Boolean, false);
         ports.insert(MODEL.to_owned(), input(Arc::new(Schema::new(vec![last]))));
     }
-    Inputs { ports }
+    Inputs { ports, ..Inputs::default() }
 }
 
 #[test]
@@ -47,6 +47,10 @@ fn exactly_one_model_and_a_method_that_it_can_be_asked_by() {
     assert_eq!(bind(json!({ "by": "distractors", "render": "chat" }), true), Err(vec!["/render".into(), "/by".into()]));
     assert_eq!(evaluate(json!({})).resource(), Resource::Device);
     assert_eq!(evaluate(json!({ "reader": "r" })).models(), [("reader", "r".to_owned())]);
+    assert_eq!(bind(json!({ "tolerance": 0.01 }), true), Err(vec!["/tolerance".to_owned()]));
+    assert_eq!(bind(json!({ "tolerance": 0.01, "method": "likelihood" }), true), Err(vec!["/tolerance".to_owned()]));
+    assert_eq!(bind(json!({ "tolerance": 0.01, "method": "generate" }), true), Ok(2));
+    assert_eq!(bind(json!({ "tolerance": 0.01, "reader": "r" }), false), Ok(2));
     let with_options = inputs(&["row_id", "question", "answer", "options", "metadata"], true);
     let mistakes = evaluate(json!({ "by": "distractors" })).bind(&with_options).unwrap_err();
     assert_eq!(mistakes[0].message, "`options` in `made` isn't a list of texts");
@@ -98,6 +102,53 @@ async fn questions_are_read_with_their_contexts() {
     assert_eq!(text(&rejects, "reason").unwrap().value(0), "bad_options");
 }
 
+/// Three questions without contexts, not all of them with metadata.
+async fn questions(by: &str) -> Questions {
+    let questions = RecordBatch::try_from_iter_with_nullable([
+        ("row_id", column(&[Some("r1"), Some("r2"), Some("r3")]), false),
+        ("question", column(&[Some("Who?"), Some("Where?"), Some("When?")]), true),
+        ("answer", column(&[Some("Ida"), Some("Gull Sound"), Some("1911")]), true),
+        ("hard", column(&[None, None, None]), true),
+        ("metadata", column(&[Some("{\"distractors\": \"same\"}"), Some("{\"page\": null}"), None]), true),
+    ])
+    .unwrap();
+    Questions::read(rows(questions), Some(by), &mut Rejects::default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_split_has_parts() {
+    assert!(questions("distractors").await.check_split("distractors").is_ok());
+    assert!(questions("answer").await.check_split("answer").is_ok());
+    let failure = questions("distractor").await.check_split("distractor").unwrap_err();
+    assert_eq!(failure.message, "no question has `distractor` in its `metadata`");
+    assert_eq!(failure.hint.unwrap(), "did you mean `distractors`? its fields are `distractors`, `page`");
+    let failure = questions("topic").await.check_split("topic").unwrap_err();
+    assert_eq!(failure.hint.unwrap(), "its fields are `distractors`, `page`");
+    for by in ["page", "hard"] {
+        let failure = questions(by).await.check_split(by).unwrap_err();
+        assert_eq!(failure.message, format!("`{by}` is null for every question, so no figure can be split by it"));
+    }
+}
+
+#[tokio::test]
+async fn a_table_of_contexts_has_some() {
+    let contexts = |ids: &[Option<&str>], texts: &[Option<&str>]| {
+        let ranks: ArrayRef = Arc::new(arrow::array::Int32Array::from(vec![1; ids.len()]));
+        rows(RecordBatch::try_from_iter([("question_id", column(ids)), ("rank", ranks), ("text", column(texts))]).unwrap())
+    };
+    let mut none = questions("answer").await;
+    none.add_contexts(contexts(&[], &[])).await.unwrap();
+    assert!(none.sorted().unwrap_err().message.starts_with("there are no contexts"));
+    let mut blank = questions("answer").await;
+    blank.add_contexts(contexts(&[Some("r1")], &[Some(" ")])).await.unwrap();
+    assert!(blank.sorted().unwrap_err().message.starts_with("there are no contexts"));
+    let mut one = questions("answer").await;
+    one.add_contexts(contexts(&[Some("r1")], &[Some("Ida did.")])).await.unwrap();
+    let found: Vec<_> = one.sorted().unwrap().iter().map(|question| question.context()).collect();
+    assert_eq!(found, [Some("Ida did.".to_owned()), None, None]);
+    assert_eq!(questions("answer").await.sorted().unwrap().len(), 3, "without such a table");
+}
+
 #[test]
 fn every_figure_is_over_the_rows_that_it_counts() {
     let choice = |correct, blind, group: &str| Prediction {
@@ -126,6 +177,29 @@ fn every_figure_is_over_the_rows_that_it_counts() {
     let written: BTreeMap<_, _> = written.into_iter().collect();
     assert_eq!((written["accuracy"].value, written["accuracy"].n), (0.5, 2));
     assert_eq!((written["accuracy_answered_only"].value, written["accuracy_answered_only"].n), (1.0, 1));
+    assert!(!written.contains_key("without_context"));
+}
+
+#[test]
+fn what_was_not_answered_and_what_had_no_context_are_figures() {
+    let of = |prediction: Option<&str>, context: Option<&str>, group: &str| Prediction {
+        correct: Some(prediction.is_some()),
+        prediction: prediction.map(str::to_owned),
+        context: context.map(str::to_owned),
+        group: Some(group.into()),
+        ..Prediction::default()
+    };
+    let table = |predictions: &[Prediction]| -> BTreeMap<String, (f64, usize)> {
+        let figures = figures(predictions, Some("kind"), false, 100, 7);
+        figures.into_iter().map(|(metric, figure)| (metric, (figure.value, figure.n))).collect()
+    };
+    let found = table(&[of(Some("x"), Some("text"), "name"), of(None, Some("text"), "name"), of(Some("x"), None, "year")]);
+    assert_eq!(found["accuracy"], (2.0 / 3.0, 3));
+    assert_eq!(found["accuracy_answered_only"], (1.0, 2));
+    assert_eq!(found["without_context"], (1.0 / 3.0, 3));
+    assert_eq!((found["without_context[kind=name]"], found["without_context[kind=year]"]), ((0.0, 2), (1.0, 1)));
+    let whole = table(&[of(Some("x"), Some("text"), "name"), of(Some("y"), Some("text"), "year")]);
+    assert!(!whole.contains_key("without_context") && !whole.contains_key("accuracy_answered_only"));
 }
 
 #[test]

@@ -25,6 +25,9 @@ use sha2::{Digest, Sha256};
 
 use crate::columns::text;
 
+/// A row group of Parquet ends at so many bytes: it is held in memory whole, here and by many readers.
+const ROW_GROUP_BYTES: usize = 128 << 20;
+
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -90,7 +93,8 @@ pub fn format_of(destination: &Path, table: &Table) -> Result<Format, Failure> {
 /// Writes an output to `destination`, which must not exist; it is there whole or not at all. Rows come by `position` where
 /// there is one, else in the order of the store.
 ///
-/// - `parquet`, `jsonl`, `chat`: a file, and beside it a description of it in Croissant 1.0 (`FILE.croissant.json`).
+/// - `parquet`, `jsonl`, `chat`: a file, and beside it a description of it in Croissant 1.0 (`FILE.croissant.json`). Parquet
+///   has row groups of about 128 MiB at most.
 /// - `chat`: `{"row_id": …, "messages": [{"role": "user", …}, {"role": "assistant", …}]}`. A question is the user's, its
 ///   explanation and answer the assistant's. A row of a mixture without a prompt, which is a document, is one message of the
 ///   assistant's: trainers that mask what the user says train on all of it.
@@ -111,7 +115,9 @@ pub async fn export(output: &Exported<'_>, format: Format, destination: &Path) -
     if format == Format::Folder {
         return folder(output.table, destination, parent).await;
     }
-    let staging = tempfile::NamedTempFile::new_in(parent).map_err(unwritable)?;
+    // A temporary file is for its owner alone, and this one is to be read by others: the process's mask decides.
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let staging = tempfile::Builder::new().prefix(".export").permissions(everybody).tempfile_in(parent).map_err(unwritable)?;
     let (count, digest) = rows(output.table, format, staging.as_file()).await?;
     let bytes = staging.as_file().metadata()?.len();
     let described = croissant::describe(output, format, destination, (count, bytes, &digest));
@@ -152,10 +158,7 @@ async fn rows(table: &Table, format: Format, file: &File) -> Result<(u64, String
     let mut count = 0;
     match format {
         Format::Parquet => {
-            let properties = WriterProperties::builder()
-                .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
-                .set_created_by("ingrain".to_owned())
-                .build();
+            let properties = properties(ROW_GROUP_BYTES)?;
             let mut writer = ArrowWriter::try_new(&mut out, table.schema().clone(), Some(properties))?;
             while let Some(batch) = batches.try_next().await? {
                 count += batch.num_rows() as u64;
@@ -184,6 +187,15 @@ async fn rows(table: &Table, format: Format, file: &File) -> Result<(u64, String
     out.flush()?;
     file.sync_all()?;
     Ok((count, out.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+/// How Parquet is written: a row group ends at about so many encoded bytes, or at the default number of rows.
+fn properties(row_group_bytes: usize) -> Result<WriterProperties, Failure> {
+    Ok(WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
+        .set_created_by("ingrain".to_owned())
+        .set_max_row_group_bytes(Some(row_group_bytes))
+        .build())
 }
 
 async fn folder(table: &Table, destination: &Path, parent: &Path) -> Result<Written, Failure> {
@@ -238,6 +250,23 @@ mod tests {
         let none: ArrayRef = Arc::new(BooleanArray::from(vec![false, false]));
         let batch = RecordBatch::try_from_iter([("uri", uris), ("final", none)]).unwrap();
         assert!(final_uri(&[batch]).is_err());
+    }
+
+    #[test]
+    fn row_groups_end_by_bytes() {
+        // Hashes: no two are alike.
+        let texts: Vec<String> = (0..4000_u32).map(|n| blake3::hash(&n.to_le_bytes()).to_hex().to_string()).collect();
+        let texts: ArrayRef = Arc::new(StringArray::from(texts));
+        let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
+        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties(64 << 10).unwrap())).unwrap();
+        for start in (0..4000).step_by(250) {
+            writer.write(&batch.slice(start, 250)).unwrap();
+        }
+        let metadata = writer.close().unwrap();
+        assert!(metadata.num_row_groups() > 2, "{}", metadata.num_row_groups());
+        assert_eq!(metadata.row_groups().iter().map(|group| group.num_rows()).sum::<i64>(), 4000);
+        let largest = metadata.row_groups().iter().map(|group| group.total_byte_size()).max().unwrap();
+        assert!(largest < 128 << 10, "{largest}");
     }
 
     #[test]

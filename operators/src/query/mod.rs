@@ -440,7 +440,7 @@ pub(crate) fn inputs(ports: &[(&str, SchemaRef)]) -> ingrain_engine::operator::I
     let input = |(name, schema): &(&str, SchemaRef)| {
         ((*name).to_owned(), vec![Input { name: (*name).to_owned(), schema: schema.clone() }])
     };
-    Inputs { ports: ports.iter().map(input).collect() }
+    Inputs { ports: ports.iter().map(input).collect(), ..Inputs::default() }
 }
 
 #[cfg(test)]

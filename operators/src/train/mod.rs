@@ -245,7 +245,8 @@ struct Learn(Train);
 #[async_trait]
 impl Task for Learn {
     async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
-        let device = Device::resolve(&context.environment.device).map_err(device_failure)?;
+        let device = device(&context.environment.device)?;
+        context.computed_on(device);
         let table = context.table(BASE)?;
         let start = Start::of(&table.collect().await?)?;
         let base = ingrain_student::Checkpoint::read(&table.folder(FOLDER).await?).map_err(checkpoint::failure)?;
@@ -289,6 +290,7 @@ async fn learn(job: Job, device: Device, counters: Arc<Counters>) -> Result<(Tra
         let mut events = Vec::new();
         let trained = ingrain_student::train(job, &device, &mut |event| {
             counters.say(progress(&event));
+            counters.progress(event.step as u64, event.steps as u64);
             events.push(event);
             ControlFlow::Continue(())
         })?;
@@ -325,11 +327,15 @@ fn grouped(number: u64) -> String {
     text
 }
 
-fn device_failure(error: DeviceError) -> Failure {
-    match error {
+/// The device called `name`: `auto`, `cpu`, `cuda:0`.
+///
+/// # Errors
+/// For a name that means nothing, and for a device that can't be had: what is missing.
+pub fn device(name: &str) -> Result<Device, Failure> {
+    Device::resolve(name).map_err(|error| match error {
         DeviceError::Unknown(_) => Failure::data(error.to_string()),
         DeviceError::Cuda { .. } => Failure::external(error.to_string()).hint("`--device cpu` trains on the processor"),
-    }
+    })
 }
 
 fn train_failure(error: TrainError) -> Failure {
