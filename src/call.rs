@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use ingrain_operators::export::Format;
@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Show(ShowCall),
     /// Write a stage's rows to a Parquet or JSON Lines file, or a checkpoint to a folder
     Export(ExportCall),
+    /// Remove from the store what no recent run needs
+    Gc(GcCall),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
     /// List the operators, or explain one
@@ -80,6 +82,9 @@ pub(crate) struct RunCall {
     /// Run this stage even if it is cached
     #[arg(long, value_name = "STAGE")]
     pub(crate) force: Vec<String>,
+    /// Ask again about rows whose answers were rejected
+    #[arg(long, conflicts_with = "sample")]
+    pub(crate) retry_rejects: bool,
     /// Take so many documents through every stage up to the mixture, and project what all would take
     #[arg(long, value_name = "N", conflicts_with_all = ["until", "force"], value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) sample: Option<u64>,
@@ -95,6 +100,9 @@ pub(crate) struct RunCall {
     /// Memory for tables before they spill, such as `4Gi` [default: 60 % of what there is]
     #[arg(long)]
     pub(crate) memory: Option<String>,
+    /// Read every file of a cached stage, and make anew what doesn't hold what was written
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Write one JSON event per line
     #[arg(long)]
     pub(crate) json: bool,
@@ -110,16 +118,12 @@ pub(crate) struct RunCall {
 pub(crate) struct LaterCall {
     #[arg(long, hide = true)]
     cluster: Option<String>,
-    #[arg(long, hide = true)]
-    retry_rejects: bool,
-    #[arg(long, hide = true)]
-    verify: bool,
 }
 
 impl LaterCall {
     /// The first option given that isn't built yet.
     pub(crate) fn given(&self) -> Option<&'static str> {
-        let given = [(self.cluster.is_some(), "--cluster"), (self.retry_rejects, "--retry-rejects"), (self.verify, "--verify")];
+        let given = [(self.cluster.is_some(), "--cluster")];
         given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
     }
 }
@@ -176,6 +180,38 @@ pub(crate) struct ExportCall {
     /// `parquet`, `jsonl`, `chat` (JSON Lines of messages) or `folder` [default: by the destination's name]
     #[arg(long)]
     pub(crate) format: Option<Format>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// Keep what the last so many runs of each pipeline used
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) keep: usize,
+    /// Keep what is younger, and files for so long after nothing finds them any more: `30m`, `24h`, `7d`
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    pub(crate) grace: Duration,
+    /// Only say what would go
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A time such as `24h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err("write a number with `s`, `m`, `h` or `d` behind it".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a number with `s`, `m`, `h` or `d` behind it")?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "is too long".into())
 }
 
 #[derive(Debug, Args)]

@@ -21,7 +21,7 @@ pub(crate) async fn doctor(call: DoctorCall) -> Result<(), End> {
         return Err(Failure::data("`--device` isn't built yet").into());
     }
     let pipeline = match &call.file {
-        Some(file) => Some(Pipeline::load(&FileCall { file: file.clone(), set: call.set.clone() })?),
+        Some(file) => Some(Pipeline::load(&FileCall { file: file.clone(), set: call.set.clone() }).await?),
         None => None,
     };
     let location = match (&pipeline, &call.store) {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(crate) async fn export(call: &ExportCall) -> Result<(), End> {
-    let pipeline = Pipeline::load(&call.store.file)?;
+    let pipeline = Pipeline::load(&call.store.file).await?;
     let (index, output) = pipeline.output(&call.output)?;
     if call.destination.to_string_lossy().contains("://") {
         return Err(Failure::data(format!(

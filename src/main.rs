@@ -3,6 +3,7 @@
 mod call;
 mod doctor;
 mod export;
+mod gc;
 mod info;
 mod pipeline;
 mod plan;
@@ -69,11 +70,12 @@ fn main() -> ExitCode {
 async fn dispatch(command: Command) -> Result<(), End> {
     match command {
         Command::Run(call) => run::run(call).await,
-        Command::Check(call) => plan::check(&call),
+        Command::Check(call) => plan::check(&call).await,
         Command::Plan(call) => plan::plan(&call).await,
         Command::Why(call) => plan::why(&call).await,
         Command::Show(call) => show::show(call).await,
         Command::Export(call) => export::export(&call).await,
+        Command::Gc(call) => gc::gc(&call).await,
         Command::Schema => info::schema(),
         Command::Operators { name } => info::operators(name.as_deref()),
         Command::Init { folder } => info::init(&folder),

@@ -6,8 +6,8 @@ use ingrain_engine::{
     diagnostic::{Diagnostics, Source},
     failure::Failure,
     operator::{DEFAULT_OUTPUT, Output},
-    plan::{Plan, StageIndex},
-    run::{Environment, Settings, Status, Table, default_memory, why},
+    plan::{Plan, SourceColumns, StageIndex},
+    run::{Environment, Settings, Status, Table, default_memory, source_columns, why},
     spec::{self, Size, Spec},
     store::{Buckets, Store},
 };
@@ -24,6 +24,7 @@ pub(crate) struct Pipeline {
     pub(crate) plan: Plan,
     pub(crate) spec: Spec,
     buckets: Buckets,
+    sources: SourceColumns,
     /// The file, as it was named in the call.
     file: String,
     /// Whose budget it spends from: the pipeline's, also where only a sample of it runs.
@@ -32,12 +33,12 @@ pub(crate) struct Pipeline {
 
 impl Pipeline {
     /// Reads and checks a file; prints every mistake.
-    pub(crate) fn load(call: &FileCall) -> Result<Self, End> {
-        Self::load_with(call, None)
+    pub(crate) async fn load(call: &FileCall) -> Result<Self, End> {
+        Self::load_with(call, None).await
     }
 
     /// As [`Self::load`], with another budget than the file's.
-    pub(crate) fn load_with(call: &FileCall, budget: Option<f64>) -> Result<Self, End> {
+    pub(crate) async fn load_with(call: &FileCall, budget: Option<f64>) -> Result<Self, End> {
         let name = call.file.display().to_string();
         let text = std::fs::read(&call.file).map_err(|error| {
             Failure::data(format!("`{name}` can't be read: {error}")).hint("`ingrain init` writes a file to start from")
@@ -58,12 +59,17 @@ impl Pipeline {
         let mut loaded = None;
         if let Some(spec) = &mut spec {
             spec.budget = budget.or(spec.budget);
-            let (plan, more) = Plan::compile(spec, &REGISTRY, folder);
+            let buckets = match Buckets::new(spec.buckets.clone()) {
+                Ok(buckets) => buckets,
+                Err(failure) if wrong.is_empty() => return Err(failure.into()),
+                Err(_) => Buckets::default(),
+            };
+            let sources = source_columns(spec, &folder, &cache()?, &buckets).await;
+            let (plan, more) = Plan::compile(spec, &REGISTRY, folder, &sources);
             wrong.extend(more);
             if wrong.is_empty() {
-                let buckets = Buckets::new(spec.buckets.clone())?;
                 let (file, spends_as) = (source.name.clone(), spec.pipeline.clone());
-                loaded = plan.map(|plan| Self { plan, spec: spec.clone(), buckets, file, spends_as });
+                loaded = plan.map(|plan| Self { plan, spec: spec.clone(), buckets, sources, file, spends_as });
             }
         }
         match loaded {
@@ -77,10 +83,11 @@ impl Pipeline {
 
     /// The same file with other stages.
     pub(crate) fn with(&self, spec: Spec) -> Result<Self, Failure> {
-        let (plan, wrong) = Plan::compile(&spec, &REGISTRY, self.plan.folder.clone());
+        let (plan, wrong) = Plan::compile(&spec, &REGISTRY, self.plan.folder.clone(), &self.sources);
         let said = || wrong.iter().map(|diagnostic| diagnostic.message.clone()).collect::<Vec<_>>().join("; ");
         let plan = plan.ok_or_else(|| Failure::bug(format!("the changed pipeline has mistakes: {}", said())))?;
-        Ok(Self { plan, spec, buckets: self.buckets.clone(), file: self.file.clone(), spends_as: self.spends_as.clone() })
+        let (buckets, sources) = (self.buckets.clone(), self.sources.clone());
+        Ok(Self { plan, spec, buckets, sources, file: self.file.clone(), spends_as: self.spends_as.clone() })
     }
 
     /// The stage called `name`.
@@ -130,6 +137,16 @@ impl Pipeline {
         Ok(Table::new(environment, output.schema.clone(), table.clone()))
     }
 
+    /// The file, as it was named in the call.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The columns of its sources that are tables.
+    pub(crate) fn sources(&self) -> &SourceColumns {
+        &self.sources
+    }
+
     /// How the buckets of the pipeline are reached.
     pub(crate) fn buckets(&self) -> &Buckets {
         &self.buckets
@@ -138,21 +155,24 @@ impl Pipeline {
     /// Opens the store for looking at what is there: nothing is written, and a store that isn't there is an empty one.
     pub(crate) async fn open(&self, call: &StoreCall) -> Result<Arc<Environment>, Failure> {
         let store = Store::existing(&self.location(call.store.as_deref()), &self.buckets).await?;
-        self.environment(call, store, "auto", cores(), default_memory())
+        self.environment(call, store, "auto", cores(), default_memory(), false)
     }
 
     /// Opens the store for a run.
     pub(crate) async fn open_for(&self, call: &RunCall) -> Result<Arc<Environment>, Failure> {
         let memory = match &call.memory {
             Some(text) => {
-                let size: Size = serde_json::from_value(text.clone().into())
+                // `4GiB` is how memory is written elsewhere.
+                let bytes = text.strip_suffix('B').unwrap_or(text);
+                let size: Size = serde_json::from_value(bytes.into())
                     .map_err(|error| Failure::data(format!("`--memory {text}`: {error}")).hint("write bytes as in `4Gi`"))?;
                 usize::try_from(size.0).unwrap_or(usize::MAX)
             }
             None => default_memory(),
         };
         let store = Store::open(&self.location(call.store.store.as_deref()), &self.buckets).await?;
-        self.environment(&call.store, store, &call.device, call.threads.unwrap_or_else(cores), memory)
+        let threads = call.threads.unwrap_or_else(cores);
+        self.environment(&call.store, store, &call.device, threads, memory, call.retry_rejects)
     }
 
     /// Where the store is: as the call says, else as the file says, else beside the file.
@@ -173,6 +193,7 @@ impl Pipeline {
         device: &str,
         threads: usize,
         memory: usize,
+        retry_rejects: bool,
     ) -> Result<Arc<Environment>, Failure> {
         let settings = Settings {
             store,
@@ -186,6 +207,7 @@ impl Pipeline {
             device: device.to_owned(),
             memory,
             threads,
+            retry_rejects,
             part_bytes: call.part_bytes.max(1),
         };
         Ok(Arc::new(Environment::new(settings)?))

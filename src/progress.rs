@@ -1,7 +1,7 @@
 //! What a person sees on the terminal. Everything here goes to stderr.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io::{IsTerminal, Write},
     sync::{Mutex, atomic::Ordering},
     time::Duration,
@@ -56,9 +56,15 @@ pub(crate) fn rows(n: u64) -> String {
 /// One line per stage on a terminal; nothing elsewhere.
 pub(crate) struct Progress {
     lines: MultiProgress,
-    bars: Mutex<HashMap<String, ProgressBar>>,
+    bars: Mutex<HashMap<String, Bar>>,
     width: usize,
     shown: bool,
+}
+
+/// The line of a running stage.
+struct Bar {
+    line: ProgressBar,
+    pace: Pace,
 }
 
 impl Progress {
@@ -76,23 +82,26 @@ impl Progress {
             Event::Started { stage, .. } => {
                 let style = ProgressStyle::with_template("{spinner} {prefix} {msg} {elapsed}")
                     .unwrap_or_else(|_| ProgressStyle::default_spinner());
-                let bar = self.lines.add(ProgressBar::new_spinner().with_style(style));
-                bar.set_prefix(format!("{stage:width$}", width = self.width));
-                bar.enable_steady_tick(Duration::from_millis(120));
-                bars.insert(stage.clone(), bar);
+                let line = self.lines.add(ProgressBar::new_spinner().with_style(style));
+                line.set_prefix(format!("{stage:width$}", width = self.width));
+                line.enable_steady_tick(Duration::from_millis(120));
+                bars.insert(stage.clone(), Bar { line, pace: Pace::default() });
             }
             Event::Cached { stage, rows } => self.line(stage, &format!("cached, {}", self::rows(*rows))),
             Event::Finished(report) => {
                 if let Some(bar) = bars.remove(&report.stage) {
-                    bar.finish_and_clear();
+                    bar.line.finish_and_clear();
                 }
                 self.line(&report.stage, &said(report));
             }
             Event::Failed { stage, failure } => {
                 if let Some(bar) = bars.remove(stage) {
-                    bar.finish_and_clear();
+                    bar.line.finish_and_clear();
                 }
                 self.line(stage, &format!("failed: {}", printable(&failure.message)));
+            }
+            Event::Damaged { stage, object } => {
+                self.line(stage, &format!("`{object}` doesn't hold what was written there: it is made anew"));
             }
             Event::Skipped { stage, because } => self.line(stage, &format!("not run: needs {}", because.join(", "))),
         }
@@ -100,40 +109,82 @@ impl Progress {
 
     /// Brings a running stage's line up to date.
     pub(crate) fn update(&self, stage: &str, counters: &Counters, price: Option<Price>) {
-        let bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(bar) = bars.get(stage) else { return };
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let message = counters.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        if !message.is_empty() {
-            bar.set_message(printable(&message));
-            return;
-        }
-        let rows = load(&counters.rows);
-        let rate = rows as f64 / bar.elapsed().as_secs_f64().max(0.1);
-        let mut text = format!("{}, {}/s", self::rows(rows), grouped(rate as u64));
-        let (done, partitions) = (load(&counters.partitions_done), load(&counters.partitions));
-        if partitions > 1 {
-            text.push_str(&format!(", {done} of {partitions} partitions"));
-            if done > 0 {
-                let left = bar.elapsed().mul_f64((partitions - done) as f64 / done as f64);
-                text.push_str(&format!(", {} s to go", left.as_secs()));
-            }
-        }
-        let (calls, hits) = (load(&counters.calls), load(&counters.memo_hits));
-        if calls + hits > 0 {
-            let (input, output) = (load(&counters.input_tokens), load(&counters.output_tokens));
-            let per_second = calls as f64 / bar.elapsed().as_secs_f64().max(0.1);
-            text.push_str(&format!(", {} calls ({per_second:.1}/s), {} from memo", grouped(calls), grouped(hits)));
-            text.push_str(&format!(", {} tokens", grouped(input + output)));
-            if let Some(price) = price {
-                text.push_str(&format!(", ${:.4}", price.of(input, output)));
-            }
-        }
-        bar.set_message(text);
+        let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(bar) = bars.get_mut(stage) else { return };
+        bar.line.set_message(running(counters, price, &mut bar.pace, bar.line.elapsed()));
     }
 
     fn line(&self, stage: &str, text: &str) {
         let _ = self.lines.println(format!("  {stage:width$} {text}", width = self.width));
+    }
+}
+
+/// What a running stage does, `elapsed` after it started.
+fn running(counters: &Counters, price: Option<Price>, pace: &mut Pace, elapsed: Duration) -> String {
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let message = counters.message.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let (done, partitions) = (load(&counters.partitions_done), load(&counters.partitions));
+    let (mut now, mut of) = (load(&counters.done), load(&counters.of) * load(&counters.units_per_row).max(1));
+    // A stage that counts no units as they are done is as far as its partitions are.
+    if (now == 0 || of == 0) && partitions > 1 {
+        (now, of) = (done, partitions);
+    }
+    let rows = load(&counters.rows);
+    pace.note(elapsed, [rows, load(&counters.calls), now]);
+    let mut text = printable(&message);
+    if text.is_empty() {
+        text = format!("{}, {}/s", self::rows(rows), grouped(pace.per_second(0) as u64));
+        if partitions > 1 {
+            text.push_str(&format!(", {done} of {partitions} partitions"));
+        }
+    }
+    let (calls, hits) = (load(&counters.calls), load(&counters.memo_hits));
+    if calls + hits > 0 {
+        let (input, output) = (load(&counters.input_tokens), load(&counters.output_tokens));
+        text.push_str(&format!(", {} calls ({:.1}/s), {} from memo", grouped(calls), pace.per_second(1), grouped(hits)));
+        text.push_str(&format!(", {} tokens", grouped(input + output)));
+        if let Some(price) = price {
+            text.push_str(&format!(", ${:.4}", price.of(input, output)));
+        }
+    }
+    let left = of.saturating_sub(now);
+    if left > 0 && pace.per_second(2) > 0.0 {
+        text.push_str(&format!(", {} to go", duration(left as f64 / pace.per_second(2))));
+    }
+    text
+}
+
+/// How far back a rate looks: what a stage finds done at its start, and bursts of one second, don't count for long.
+const WINDOW: Duration = Duration::from_secs(20);
+
+/// Rates of growing numbers.
+#[derive(Debug, Default)]
+struct Pace {
+    seen: VecDeque<(Duration, [u64; 3])>,
+}
+
+impl Pace {
+    fn note(&mut self, at: Duration, numbers: [u64; 3]) {
+        while self.seen.len() > 1 && self.seen.get(1).is_some_and(|(then, _)| at.saturating_sub(*then) >= WINDOW) {
+            self.seen.pop_front();
+        }
+        self.seen.push_back((at, numbers));
+    }
+
+    /// By how much number `which` grew a second, lately.
+    fn per_second(&self, which: usize) -> f64 {
+        let (Some((from, before)), Some((to, now))) = (self.seen.front(), self.seen.back()) else { return 0.0 };
+        let seconds = to.saturating_sub(*from).as_secs_f64();
+        if seconds > 0.0 { now[which].saturating_sub(before[which]) as f64 / seconds } else { 0.0 }
+    }
+}
+
+/// "40 s", "12 min", "3.5 h"
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..100.0 => format!("{seconds:.0} s"),
+        ..6000.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
     }
 }
 
@@ -149,4 +200,40 @@ fn said(report: &StageReport) -> String {
         text.push_str(&format!(", {} tokens, ${usd:.4}", grouped(report.input_tokens + report.output_tokens)));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_forgets_what_was_found_done_and_tells_what_is_left() {
+        let counters = Counters::default();
+        let mut pace = Pace::default();
+        let price = Some(Price { input: 1.0, output: 2.0 });
+        let mut at = |second: u64, done: u64| {
+            counters.progress(done, 1000);
+            for (counter, n) in [(&counters.rows, 8 * done), (&counters.calls, done), (&counters.input_tokens, 1000 * done)] {
+                counter.store(n, Ordering::Relaxed);
+            }
+            running(&counters, price, &mut pace, Duration::from_secs(second))
+        };
+        assert_eq!(at(0, 500), "4,000 rows, 0/s, 500 calls (0.0/s), 0 from memo, 500,000 tokens, $0.5000");
+        let later = at(10, 520);
+        assert_eq!(later, "4,160 rows, 16/s, 520 calls (2.0/s), 0 from memo, 520,000 tokens, $0.5200, 4 min to go");
+        at(20, 540);
+        assert!(at(40, 640).ends_with("72 s to go"), "100 in the last 20 s, 360 left");
+    }
+
+    #[test]
+    fn a_message_takes_the_place_of_rows() {
+        let counters = Counters::default();
+        let mut pace = Pace::default();
+        counters.say("step 10 of 40");
+        counters.progress(10, 40);
+        running(&counters, None, &mut pace, Duration::ZERO);
+        counters.progress(20, 40);
+        assert_eq!(running(&counters, None, &mut pace, Duration::from_secs(5)), "step 10 of 40, 10 s to go");
+        assert_eq!((duration(119.0), duration(9000.0)), ("2 min".to_owned(), "2.5 h".to_owned()));
+    }
 }

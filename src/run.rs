@@ -10,11 +10,13 @@ use std::{
 
 use ingrain_engine::{
     failure::{Failure, Fault},
+    operator::{REJECTS_OUTPUT, Resource},
     plan::{Plan, StageIndex},
-    run::{Counters, Environment, Event, Outcome, Run, RunOptions, Table},
+    run::{Counters, Environment, Event, Outcome, Run, RunOptions, Status, Table, why},
 };
-use ingrain_operators::REGISTRY;
+use ingrain_operators::{REGISTRY, train::device};
 use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     End, INTERRUPTED, SPENT, STAGE_FAILED,
@@ -23,6 +25,7 @@ use crate::{
     progress::{Progress, grouped, tell},
     sample::sample,
     show::{print_rows, row_objects},
+    told,
 };
 
 pub(crate) async fn run(call: RunCall) -> Result<(), End> {
@@ -34,20 +37,61 @@ pub(crate) async fn run(call: RunCall) -> Result<(), End> {
             .hint("write dollars as in `25.00`")
             .into());
     }
-    let pipeline = Pipeline::load_with(&call.store.file, call.budget)?;
+    let pipeline = Pipeline::load_with(&call.store.file, call.budget).await?;
     if let Some(documents) = call.sample {
         return sample(&call, &pipeline, documents).await;
     }
     let options = RunOptions {
         until: call.until.iter().map(|name| pipeline.stage(name)).collect::<Result<_, _>>()?,
         force: call.force.iter().map(|name| pipeline.stage(name)).collect::<Result<_, _>>()?,
+        verify: call.verify,
         round_trip: call.round_trip,
         by_document: false,
     };
+    let mut interrupts = Interrupts::new()?;
     let environment = pipeline.open_for(&call).await?;
-    let driven = drive(&pipeline.plan, &environment, options, call.json).await?;
-    report(&pipeline.plan, &environment, &driven.outcome, call.json).await?;
+    if let Some(failure) = no_device(&call, &pipeline, &environment, &options).await? {
+        return Err(failure.into());
+    }
+    let driven = drive(&pipeline.plan, &environment, options, call.json, &mut interrupts).await?;
+    let reported = interrupts.unless(report(&pipeline.plan, &environment, &driven.outcome, call.json)).await?;
+    if let Err(failure) = reported {
+        return Err(End::Told(told(&failure, STAGE_FAILED)));
+    }
+    if !call.json {
+        tell_rejects(&pipeline, &driven.outcome);
+    }
     driven.end(&pipeline.plan, call.json)
+}
+
+/// Names the stages that refused rows: on a terminal that has scrolled on, or in a log, nothing else does.
+fn tell_rejects(pipeline: &Pipeline, outcome: &Outcome) {
+    for (index, stage) in pipeline.plan.stages() {
+        let rejects = outcome.artifacts.get(&index).and_then(|artifact| artifact.outputs.get(REJECTS_OUTPUT));
+        let count = rejects.map_or(0, |rejects| rejects.rows);
+        if count > 0 {
+            let (name, rows) = (&stage.name, crate::progress::rows(count));
+            tell(&format!("`{name}` rejected {rows}: `ingrain show {} {name}.rejects`", pipeline.file()), None);
+        }
+    }
+}
+
+/// Why the device that the call names can't be had, where a stage is going to need it: said before anything is paid for.
+async fn no_device(
+    call: &RunCall,
+    pipeline: &Pipeline,
+    environment: &Environment,
+    options: &RunOptions,
+) -> Result<Option<Failure>, Failure> {
+    let Err(failure) = device(&call.device) else { return Ok(None) };
+    let wanted = match options.until.as_slice() {
+        [] => pipeline.all(),
+        until => until.iter().flat_map(|index| pipeline.plan.needed_by(*index)).collect(),
+    };
+    let statuses = why(&pipeline.plan, environment, &wanted, options.force.clone()).await?;
+    let needs = |index: StageIndex| pipeline.plan.stage(index).operator.resource() == Resource::Device;
+    let is_needed = statuses.iter().any(|(index, status)| needs(*index) && !matches!(status, Status::Hit { .. }));
+    Ok(is_needed.then_some(failure))
 }
 
 /// What a run did.
@@ -57,10 +101,18 @@ pub(crate) struct Driven {
     /// Wall time of each stage that ran.
     pub(crate) seconds: HashMap<String, f64>,
     started: Instant,
+    /// What went wrong when all was done: answers that didn't get to the store.
+    unclosed: Option<Failure>,
 }
 
 /// Runs a plan, says on the way what happens, and stops at an interrupt.
-pub(crate) async fn drive(plan: &Plan, environment: &Arc<Environment>, options: RunOptions, json: bool) -> Result<Driven, End> {
+pub(crate) async fn drive(
+    plan: &Plan,
+    environment: &Arc<Environment>,
+    options: RunOptions,
+    json: bool,
+    interrupts: &mut Interrupts,
+) -> Result<Driven, End> {
     let started = Instant::now();
     let progress = Progress::new(plan.stages().map(|(_, stage)| stage.name.len()), !json);
     let seconds = Mutex::new(HashMap::new());
@@ -79,7 +131,7 @@ pub(crate) async fn drive(plan: &Plan, environment: &Arc<Environment>, options: 
             Event::Failed { stage, .. } => {
                 running.remove(stage);
             }
-            Event::Cached { .. } | Event::Skipped { .. } => {}
+            Event::Damaged { .. } | Event::Cached { .. } | Event::Skipped { .. } => {}
         }
         if json {
             emit(&json!(event));
@@ -102,22 +154,21 @@ pub(crate) async fn drive(plan: &Plan, environment: &Arc<Environment>, options: 
     let outcome = tokio::select! {
         outcome = work.execute() => Some(outcome),
         () = watch => None,
-        () = interrupted() => None,
+        () = interrupts.next() => None,
     };
     let Some(outcome) = outcome else {
-        tell("interrupted: keeping what is paid for (once more to stop at once)", None);
-        tokio::select! {
-            closed = environment.close() => closed?,
-            () = interrupted() => {}
+        tell("interrupted: waiting for answers that are paid for (once more to stop at once)", None);
+        if let Err(failure) = interrupts.unless(environment.close()).await? {
+            tell(&format!("error: {}", failure.message), failure.hint.as_deref());
         }
         return Err(End::Told(ExitCode::from(INTERRUPTED)));
     };
-    let outcome = outcome?;
-    environment.close().await?;
+    let unclosed = interrupts.unless(environment.close()).await?.err();
+    let outcome = outcome.map_err(|failure| End::Told(told(&failure, STAGE_FAILED)))?;
     let counters = plan.stages().map(|(index, _)| (index, work.counters(index))).collect();
     drop(work);
     let seconds = seconds.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(Driven { outcome, counters, seconds, started })
+    Ok(Driven { outcome, counters, seconds, started, unclosed })
 }
 
 impl Driven {
@@ -143,7 +194,11 @@ impl Driven {
             let counts: Vec<String> = counts.map(|(count, word)| format!("{} {word}", grouped(*count as u64))).collect();
             tell(&format!("stages: {}; {seconds:.1} s", counts.join(", ")), None);
         }
+        if let Some(failure) = &self.unclosed {
+            tell(&format!("error: {}", failure.message), failure.hint.as_deref());
+        }
         let code = match outcome.failures.as_slice() {
+            [] if self.unclosed.is_some() => STAGE_FAILED,
             [] => return Ok(()),
             failures if failures.iter().all(|(_, failure)| failure.fault == Fault::Budget) => SPENT,
             _ => STAGE_FAILED,
@@ -152,23 +207,31 @@ impl Driven {
     }
 }
 
-/// Waits for Ctrl-C, or for the request to end.
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let ended = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signals) => signals.recv().await,
-            Err(_) => std::future::pending().await,
+/// Ctrl-C and requests to end, from when it is made on: none is missed between two waits.
+pub(crate) struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    pub(crate) fn new() -> Result<Self, Failure> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next one.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-    };
-    let stopped = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+    }
+
+    /// The result of `work`, unless an interrupt comes before it.
+    pub(crate) async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Result<T, End> {
+        tokio::select! {
+            result = work => Ok(result),
+            () = self.next() => Err(End::Told(ExitCode::from(INTERRUPTED))),
         }
-    };
-    tokio::select! {
-        _ = ended => {}
-        () = stopped => {}
     }
 }
 

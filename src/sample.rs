@@ -25,7 +25,7 @@ use crate::{
     call::RunCall,
     pipeline::Pipeline,
     progress::grouped,
-    run::{Driven, drive, emit},
+    run::{Driven, Interrupts, drive, emit},
     show::{print_rows, row_objects},
 };
 
@@ -34,7 +34,7 @@ const SHOWN: usize = 3;
 
 /// Runs a few documents through every stage up to the mixture, shows what came of them, and projects what all would take.
 pub(crate) async fn sample(call: &RunCall, whole: &Pipeline, documents: u64) -> Result<(), End> {
-    let sample = reduce(&whole.spec, documents)?;
+    let sample = reduce(&whole.spec, whole.sources(), documents)?;
     let small = whole.with(sample.spec)?;
     let until = sample.until.iter().map(|name| small.stage(name)).collect::<Result<Vec<_>, _>>()?;
     let asking: Vec<StageIndex> = small
@@ -48,9 +48,10 @@ pub(crate) async fn sample(call: &RunCall, whole: &Pipeline, documents: u64) -> 
         .collect();
     // Stages that ask run again even if they are cached, to count: their answers are in the memo and cost nothing.
     let force = asking.iter().copied().collect();
-    let options = RunOptions { until, force, round_trip: call.round_trip, by_document: true };
+    let options = RunOptions { until, force, verify: call.verify, round_trip: call.round_trip, by_document: true };
+    let mut interrupts = Interrupts::new()?;
     let environment = small.open_for(call).await?;
-    let driven = drive(&small.plan, &environment, options, call.json).await?;
+    let driven = drive(&small.plan, &environment, options, call.json, &mut interrupts).await?;
     if driven.outcome.failures.is_empty() {
         let corpus = Corpus::read(&small, &environment, &driven, &sample.documents).await?;
         for index in &asking {
@@ -187,7 +188,10 @@ impl Projected {
 fn tell_projection(projected: &[Projected], corpus: &Corpus, json: bool) -> Result<(), Failure> {
     if json {
         let interval = |projection: &Option<Projection>| match projection {
-            Some(Projection { value, low, high }) => json!({ "value": value, "low": low, "high": high }),
+            Some(Projection { value, interval }) => {
+                let (low, high) = interval.unzip();
+                json!({ "value": value, "low": low, "high": high })
+            }
             None => Value::Null,
         };
         for stage in projected {
@@ -203,17 +207,22 @@ fn tell_projection(projected: &[Projected], corpus: &Corpus, json: bool) -> Resu
     let mut stdout = std::io::stdout().lock();
     writeln!(
         stdout,
-        "\nall {} documents, from {} of them (by bytes of text, with 95 % intervals over documents)",
+        "\nall {} documents, from {} of them (by bytes of text{})",
         grouped(corpus.documents),
-        corpus.sampled.len()
+        corpus.sampled.len(),
+        if corpus.sampled.len() < 2 { "" } else { ", with 95 % intervals over documents" }
     )?;
     let number = |value: f64| grouped(value.round().max(0.0) as u64);
     let count = |projection: &Option<Projection>| match projection {
-        Some(Projection { value, low, high }) => format!("{} [{}, {}]", number(*value), number(*low), number(*high)),
+        Some(Projection { value, interval: Some((low, high)) }) => {
+            format!("{} [{}, {}]", number(*value), number(*low), number(*high))
+        }
+        Some(Projection { value, interval: None }) => number(*value),
         None => "-".to_owned(),
     };
     let money = |projection: &Option<Projection>| match projection {
-        Some(Projection { value, low, high }) => format!("${value:.4} [${low:.4}, ${high:.4}]"),
+        Some(Projection { value, interval: Some((low, high)) }) => format!("${value:.4} [${low:.4}, ${high:.4}]"),
+        Some(Projection { value, interval: None }) => format!("${value:.4}"),
         None => "no price".to_owned(),
     };
     let time = |seconds: &Option<f64>| seconds.map_or("-".to_owned(), |seconds| format!("{} s", number(seconds)));

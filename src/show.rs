@@ -30,7 +30,7 @@ use crate::{
 const CELL: usize = 64;
 
 pub(crate) async fn show(call: ShowCall) -> Result<(), End> {
-    let pipeline = Pipeline::load(&call.store.file)?;
+    let pipeline = Pipeline::load(&call.store.file).await?;
     let (index, output) = pipeline.output(&call.output)?;
     let environment = pipeline.open(&call.store).await?;
     if call.prompts {
@@ -67,6 +67,7 @@ async fn prompts(pipeline: &Pipeline, environment: Arc<Environment>, index: Stag
             .hint("leave `--prompts` out to see its rows")
             .into());
     }
+    let environment = Arc::new(environment.rehearsal()?);
     let preview = preview(&environment, call.limit)?;
     let requests = preview.requests(rehearse(&pipeline.plan, &environment, index)).await?;
     let mut stdout = std::io::stdout().lock();
