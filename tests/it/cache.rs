@@ -241,6 +241,32 @@ fn a_query_that_lost_one_record_gives_the_same_rows() {
     }
 }
 
+#[test]
+fn gc_keeps_what_the_last_runs_need_and_frees_the_rest() {
+    let project = project();
+    project.ran(&[]);
+    let first = project.digests(".ingrain", "notes");
+    project.write("pipeline.yaml", PIPELINE.replace("overlap_characters: 20", "overlap_characters: 60"));
+    project.ran(&[]);
+    let files = || walk(&project.path(".ingrain")).len();
+    let before = files();
+    let gc = |words: &[&str]| {
+        let words: Vec<&str> = ["gc", "pipeline.yaml", "--keep", "1"].iter().chain(words).copied().collect();
+        let output = project.call(&words);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(gc(&[]).starts_with("removed 0 artifacts"), "all is younger than the grace time");
+    assert!(gc(&["--grace", "0s", "--dry-run"]).starts_with("would remove 5 artifacts, 1 records of runs"));
+    assert_eq!(files(), before + 1, "but for the note of what gc retired");
+    gc(&["--grace", "0s"]);
+    assert!(files() < before, "{} files of {before}", files());
+    assert_eq!(project.ran(&["--verify"]).executed(), Vec::<&str>::new(), "the last run's artifacts are whole");
+    project.write("pipeline.yaml", PIPELINE);
+    assert_eq!(project.ran(&[]).executed(), ["chunks", "counts", "halves", "long", "unique"]);
+    assert_eq!(project.digests(".ingrain", "notes"), first);
+}
+
 /// Every file below a folder.
 pub(crate) fn walk(folder: &std::path::Path) -> Vec<String> {
     let mut found = Vec::new();

@@ -20,6 +20,13 @@ stages:
   counts: { op: sql, from: { chunks: chunks }, query: "select doc_id, count(*) as n from chunks group by doc_id", key: [doc_id] }
   qa: { op: synthesize_qa, from: chunks, teacher: offline, pairs: 3 }
   rewrites: { op: rewrite, from: { documents: chunks, questions: qa }, teacher: offline, per_document: 2, min_words: 5 }
+  words: { op: tokenizer, from: documents, vocabulary: 300 }
+  mixture: { op: mix, from: { sources: [qa, rewrites], tokenizer: words }, weights: [1, 1], tokens: 4000 }
+  found: { op: retrieve, from: { questions: qa, corpus: chunks }, top_k: 3 }
+  rag: { op: evaluate, from: { questions: qa, contexts: found }, reader: offline }
+  gold: { op: retrieve, from: { questions: qa, corpus: chunks }, method: gold }
+  best: { op: evaluate, from: { questions: qa, contexts: gold }, reader: offline }
+  gain: { op: compare, from: [rag.predictions, best.predictions] }
 "#;
 
 /// The Parquet files of a store by their bytes: their names hold the attempt that wrote them.
@@ -45,7 +52,7 @@ fn bytes_do_not_depend_on_threads_or_on_the_codec() {
     for (store, options) in runs {
         let all: Vec<&str> = ["--store", store, "--part-bytes", "1024"].iter().chain(options).copied().collect();
         let said = project.ran(&all);
-        for stage in ["chunks", "unique", "long", "halves", "qa", "rewrites"] {
+        for stage in ["documents", "chunks", "unique", "long", "halves", "counts", "qa", "rewrites"] {
             let partitions = said.report(stage)["partitions"].as_u64().expect("a number");
             assert!(partitions >= 4, "`{stage}` has {partitions} partitions");
         }

@@ -52,6 +52,34 @@ fn a_started_project_checks_and_is_not_overwritten() {
 }
 
 #[test]
+fn pipelines_are_valid_by_the_schema_that_editors_use() {
+    let printed = Project::new().call(&["schema"]).stdout;
+    let schema: serde_json::Value = serde_json::from_slice(&printed).expect("JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let mut texts = Vec::new();
+    for folder in ["pipelines", "src/init"] {
+        for entry in std::fs::read_dir(repository().join(folder)).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "yaml") {
+                texts.push((path.display().to_string(), std::fs::read_to_string(&path).expect("read")));
+            }
+        }
+    }
+    let readme = std::fs::read_to_string(repository().join("README.md")).expect("a README");
+    let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    texts.extend(blocks.filter(|block| block.contains("stages:")).map(|block| ("README.md".to_owned(), block.to_owned())));
+    assert!(texts.len() >= 5, "{} pipelines", texts.len());
+    for (name, text) in &texts {
+        let pipeline: serde_json::Value = serde_yaml::from_str(text).expect("YAML");
+        let wrong: Vec<String> =
+            validator.iter_errors(&pipeline).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        assert_eq!(wrong, Vec::<String>::new(), "{name}");
+    }
+    let wrong = serde_json::json!({ "pipeline": "p", "stages": { "a": { "op": "read", "path": "a", "formt": "text" } } });
+    assert!(!validator.is_valid(&wrong), "it finds a mistake");
+}
+
+#[test]
 fn the_schema_is_json_and_knows_every_operator() {
     let project = Project::new();
     let output = project.call(&["schema"]);

@@ -30,10 +30,8 @@ fn fifty_mistakes_are_fifty_messages() {
 fn what_is_not_built_is_refused_by_name() {
     let project = Project::new();
     project.write("pipeline.yaml", "pipeline: later\nstages:\n  a: { op: read, path: x.txt }\n");
-    for words in [["run", "pipeline.yaml", "--cluster", "df://x:1"], ["run", "pipeline.yaml", "--verify", "--json"]] {
-        let output = project.call(&words);
-        assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("`{}` isn't built yet", words[2])));
-    }
+    let output = project.call(&["run", "pipeline.yaml", "--cluster", "df://x:1"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`--cluster` isn't built yet"));
     assert_eq!(project.call(&["trace"]).status.code(), Some(2));
 }

@@ -58,6 +58,41 @@ fn tables_leave_as_they_are() {
 }
 
 #[test]
+fn a_table_that_left_comes_back_as_it_was() {
+    let project = project();
+    let questions = project.rows("qa", &[]);
+    exported(&project, &["qa", "tables/qa.parquet"]);
+    let stages = "  back: { op: read, path: \"tables/*.parquet\", format: table, columns: { asked: question } }\n  \
+                  long: { op: filter, from: back, where: \"length(asked) > 0\" }\n";
+    project.write("pipeline.yaml", format!("pipeline: back\nstages:\n{stages}"));
+    project.ran(&["--round-trip"]);
+    let mut back = project.rows("long", &[]);
+    for row in &mut back {
+        let row = row.as_object_mut().expect("an object");
+        let asked = row.remove("asked").expect("another name");
+        row.insert("question".to_owned(), asked);
+    }
+    let by_id = |rows: &[Value]| -> std::collections::BTreeMap<String, Value> {
+        rows.iter().map(|row| (row["row_id"].to_string(), row.clone())).collect()
+    };
+    assert_eq!(by_id(&back), by_id(&questions));
+    assert_eq!(project.ran(&[]).executed(), Vec::<&str>::new());
+
+    // A file of another kind beside it, and one that is none.
+    project.write("pipeline.yaml", PIPELINE);
+    exported(&project, &["documents", "tables/z.parquet"]);
+    project.write("pipeline.yaml", format!("pipeline: back\nstages:\n{stages}"));
+    let said = project.run(&[]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("`tables/z.parquet` has other columns than the first file: `title` is new"), "{}", said.stderr);
+    project.write("tables/a.parquet", "not Parquet");
+    let said = project.call(&["check", "pipeline.yaml"]);
+    assert_eq!(said.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(stderr.contains("`tables/a.parquet` can't be read as Parquet") && stderr.contains("pipeline.yaml:3:"), "{stderr}");
+}
+
+#[test]
 fn a_mixture_leaves_as_conversations_in_its_order() {
     let project = project();
     exported(&project, &["mixture", "chat.jsonl", "--format", "chat"]);

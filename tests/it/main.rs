@@ -2,8 +2,10 @@
 
 mod bad_input;
 mod cache;
+mod damage;
 mod determinism;
 mod docs;
+mod embedder;
 mod errors;
 mod export;
 mod faults;

@@ -18,9 +18,12 @@ struct Case {
     /// Rows by output; only the columns that are written here are compared, and order doesn't count.
     #[serde(default)]
     expect: BTreeMap<String, Vec<BTreeMap<String, Value>>>,
-    /// A failure instead: what the message must hold.
+    /// A failure of a stage instead: what the message must hold.
     #[serde(default)]
     fails: Option<String>,
+    /// A mistake that is found before anything runs: what the message must hold.
+    #[serde(default)]
+    refused: Option<String>,
 }
 
 fn check(case: &Case) {
@@ -34,8 +37,9 @@ fn check(case: &Case) {
         format!("pipeline: case\nseed: 7\nmodels: {{ offline: {{ offline: {{}} }} }}\nstages:\n{indented}"),
     );
     let said = project.run(&["--round-trip"]);
-    if let Some(message) = &case.fails {
-        assert_ne!(said.code, 0, "{}: was to fail", case.name);
+    for (message, code) in [(&case.refused, 2), (&case.fails, 1)] {
+        let Some(message) = message else { continue };
+        assert_eq!(said.code, code, "{}: was to fail with this code\n{}", case.name, said.stderr);
         assert!(said.stderr.contains(message.as_str()), "{}: `{message}` isn't in:\n{}", case.name, said.stderr);
         return;
     }
