@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::Path, process::ExitCode};
 
-use ingrain_engine::{failure::Failure, operator::Ports, spec::json_schema};
+use ingrain_engine::{failure::Failure, spec::json_schema};
 use ingrain_operators::REGISTRY;
 use serde_json::Value;
 
@@ -52,16 +52,23 @@ pub(crate) fn operators(name: Option<&str>) -> Result<(), End> {
                 schema.get("default").filter(|default| !default.is_null()).map(|default| format!(" (default {default})"));
             let about = text(schema.get("description")).replace('\n', " ");
             writeln!(stdout, "- `{field}`{}: {about}", default.unwrap_or_default()).map_err(Failure::from)?;
+            for choice in choices(schema) {
+                let about = text(choice.get("description")).replace('\n', " ");
+                writeln!(stdout, "  - `{}`: {about}", text(choice.get("const"))).map_err(Failure::from)?;
+            }
         }
     }
-    if let Ok((operator, _)) = operator.parse(Value::Object(Default::default()))
-        && let Ports::Named(ports) = operator.ports()
-        && !ports.is_empty()
-    {
-        let ports: Vec<&str> = ports.iter().map(|port| port.name).collect();
-        writeln!(stdout, "\nports: {}", ports.join(", ")).map_err(Failure::from)?;
-    }
     Ok(())
+}
+
+/// The values that a field may have, where each is described.
+fn choices(schema: &Value) -> Vec<&Value> {
+    let branches = ["oneOf", "anyOf"].iter().filter_map(|key| schema.get(*key)?.as_array()).flatten();
+    let mut found = Vec::new();
+    for branch in branches {
+        if branch.get("const").is_some() { found.push(branch) } else { found.extend(choices(branch)) }
+    }
+    found
 }
 
 pub(crate) fn init(folder: &Path) -> Result<(), End> {

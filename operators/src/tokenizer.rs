@@ -109,9 +109,7 @@ struct Make(Tokenizer);
 impl Task for Make {
     async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
         let json = match &self.0.path {
-            Some(path) => tokio::fs::read(path)
-                .await
-                .map_err(|error| Failure::data(format!("`{}` can't be read: {error}", path.display())))?,
+            Some(path) => context.file("path", path)?,
             None => {
                 let vocabulary = self.0.vocabulary.unwrap_or(Size(VOCABULARY)).0;
                 context.counters.say("reading documents");

@@ -13,7 +13,7 @@ fn checks(name: &str, yaml: &str) {
 #[test]
 fn pipelines_check() {
     let mut found = 0;
-    for folder in ["pipelines", "src/init"] {
+    for folder in ["pipelines", "src/init", "benches"] {
         for entry in std::fs::read_dir(repository().join(folder)).expect("a folder") {
             let path = entry.expect("an entry").path();
             if path.extension().is_some_and(|extension| extension == "yaml") {
@@ -57,7 +57,7 @@ fn pipelines_are_valid_by_the_schema_that_editors_use() {
     let schema: serde_json::Value = serde_json::from_slice(&printed).expect("JSON");
     let validator = jsonschema::validator_for(&schema).expect("a schema");
     let mut texts = Vec::new();
-    for folder in ["pipelines", "src/init"] {
+    for folder in ["pipelines", "src/init", "benches"] {
         for entry in std::fs::read_dir(repository().join(folder)).expect("a folder") {
             let path = entry.expect("an entry").path();
             if path.extension().is_some_and(|extension| extension == "yaml") {

@@ -269,6 +269,7 @@ pub struct StreamContext {
     pub environment: Arc<Environment>,
     /// Live counters of the stage.
     pub counters: Arc<Counters>,
+    pub(crate) files: Arc<BTreeMap<String, String>>,
     pub(crate) blobs: Arc<BTreeMap<String, Table>>,
     pub(crate) schemas: Arc<BTreeMap<String, SchemaRef>>,
     pub(crate) units: Arc<AtomicU64>,
@@ -282,6 +283,14 @@ impl StreamContext {
     /// A bug, if the operator didn't name the output at bind.
     pub fn schema(&self, output: &str) -> Result<SchemaRef, Failure> {
         self.schemas.get(output).cloned().ok_or_else(|| Failure::bug(format!("no output `{output}` was bound")))
+    }
+
+    /// The content of a file that the config names in `field`, as it was when the stage's key was made.
+    ///
+    /// # Errors
+    /// When it has changed since, or can't be read.
+    pub fn file(&self, field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+        named_file(&self.files, field, path)
     }
 
     /// The whole content of the blob called `name` at `port`.
@@ -330,12 +339,21 @@ pub struct TaskContext {
     pub environment: Arc<Environment>,
     /// Live counters of the stage.
     pub counters: Arc<Counters>,
+    pub(crate) files: BTreeMap<String, String>,
     pub(crate) inputs: BTreeMap<String, Vec<Table>>,
     pub(crate) outputs: TaskOutputs,
     pub(crate) scratch: tempfile::TempDir,
 }
 
 impl TaskContext {
+    /// The content of a file that the config names in `field`, as it was when the stage's key was made.
+    ///
+    /// # Errors
+    /// When it has changed since, or can't be read.
+    pub fn file(&self, field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+        named_file(&self.files, field, path)
+    }
+
     /// The tables at `port`, in the order of its list; empty for an optional port that nothing arrives at.
     pub fn tables(&self, port: &str) -> &[Table] {
         self.inputs.get(port).map_or(&[], Vec::as_slice)
@@ -396,4 +414,14 @@ impl TaskContext {
     pub fn scratch(&self) -> &Path {
         self.scratch.path()
     }
+}
+
+fn named_file(files: &BTreeMap<String, String>, field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    let content = std::fs::read(path)
+        .map_err(|error| Failure::data(format!("`{}` (field `{field}`) can't be read: {error}", path.display())))?;
+    if files.get(field).is_some_and(|digest| blake3::hash(&content).to_hex().as_str() == digest) {
+        return Ok(content);
+    }
+    Err(Failure::external(format!("`{}` (field `{field}`) changed while the stage ran", path.display()))
+        .hint("run again: what it holds now makes another stage of it"))
 }

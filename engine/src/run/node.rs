@@ -63,6 +63,8 @@ pub(crate) struct StageWork {
     pub seed: u64,
     /// The stage's `refresh`, as JSON text.
     pub refresh: Option<String>,
+    /// Digests of the files that the config names, by field.
+    pub files: BTreeMap<String, String>,
     /// Tables whose blobs the transform opens, by port.
     pub blobs: BTreeMap<String, (SchemaBytes, TableManifest)>,
     /// Hash of the stage key's preimage without its inputs.
@@ -304,6 +306,7 @@ async fn run_partition(
             refresh: work.refresh.clone(),
             environment: environment.clone(),
             counters: runtime.counters.clone(),
+            files: Arc::new(work.files.clone()),
             blobs: Arc::new(blobs),
             schemas: Arc::new(schemas),
             units: units.clone(),

@@ -290,15 +290,10 @@ impl<'a> Resolver<'a> {
             differ(field, &preimage[field], &key.preimage[field], &mut differences);
         }
         self.source_changes(&preimage["source"], key, &mut differences);
-        let ports: HashMap<&str, String> = self
-            .plan
-            .reads(index)
-            .into_iter()
-            .map(|((port, _), (above, output))| (port, format!("{}.{output}", self.plan.stage(above).name)))
-            .collect();
         let (old, new) = (&preimage["inputs"], &key.preimage["inputs"]);
-        for (port, from) in ports {
-            if old[port] != new[port] {
+        for ((port, position), (above, output)) in self.plan.reads(index) {
+            let from = format!("{}.{output}", self.plan.stage(above).name);
+            if old[port][position] != new[port][position] {
                 let what = format!("input `{port}` changed (`{}`)", from.trim_end_matches(".default"));
                 differences.push(Difference { what, old: Value::Null, new: Value::Null });
             }
@@ -401,10 +396,17 @@ pub(crate) async fn last_run(environment: &Environment, pipeline: &str) -> Resul
     let store = &environment.store;
     let found = store.list(&Path::from_iter(["runs", pipeline])).await?;
     // Run ids begin with the time.
-    let Some(last) = found.into_iter().map(|meta| meta.location).max() else { return Ok(BTreeMap::new()) };
-    let record: Value = store.read(&last).await?.and_then(|content| serde_json::from_slice(&content).ok()).unwrap_or_default();
-    let stages = record["stages"].as_object().cloned().unwrap_or_default();
-    Ok(stages.into_iter().filter_map(|(name, stage)| Some((name, stage["key"].as_str()?.to_owned()))).collect())
+    let mut runs: Vec<Path> = found.into_iter().map(|meta| meta.location).collect();
+    runs.sort();
+    // One that can't be read says nothing: the one before it is the last that does.
+    while let Some(run) = runs.pop() {
+        let record = store.read(&run).await?.and_then(|content| serde_json::from_slice::<Value>(&content).ok());
+        if let Some(stages) = record.as_ref().and_then(|record| record["stages"].as_object()) {
+            let key = |stage: &Value| stage["key"].as_str().map(str::to_owned);
+            return Ok(stages.iter().filter_map(|(name, stage)| Some((name.clone(), key(stage)?))).collect());
+        }
+    }
+    Ok(BTreeMap::new())
 }
 
 /// The status of every stage in `wanted`, as far as it can be known without running anything.

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use object_store::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use super::{
     context::{Counters, Environment},
     gate,
+    node::panicked,
     resolve::{Reason, Resolver, StageKey, Status, last_run},
     stage::{StageRun, main_rows},
 };
@@ -296,7 +298,9 @@ impl<'a> Run<'a> {
         resolver: &Resolver<'_>,
         device: &tokio::sync::Semaphore,
     ) -> (StageIndex, Result<Done, Failure>) {
-        (index, self.stage_result(index, upstream, resolver, device).await)
+        let result = AssertUnwindSafe(self.stage_result(index, upstream, resolver, device)).catch_unwind().await;
+        let name = self.plan.stage(index).operator_type.name;
+        (index, result.unwrap_or_else(|panic| Err(panicked(name, panic.as_ref()))))
     }
 
     async fn stage_result(

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     io::ErrorKind,
+    os::unix::fs::MetadataExt,
     path::{Path as FilePath, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -175,14 +176,43 @@ fn content_version(content: &[u8]) -> String {
     format!("blake3:{}", blake3::hash(content).to_hex())
 }
 
-/// What local files held when they were last looked at, so that a file is read once for its key as long as its size and
-/// modification time stay. It can be deleted at any time.
+/// What local files held when they were last looked at, so that a file is read once for its key as long as nobody
+/// writes to it. It can be deleted at any time.
 #[derive(Default, Serialize, Deserialize)]
 struct KnownFiles {
-    /// By absolute path: size, modification time in nanoseconds since 1970, version.
-    files: BTreeMap<String, (u64, u64, String)>,
+    /// By absolute path.
+    files: BTreeMap<String, (Stamp, String)>,
     #[serde(skip)]
     changed: bool,
+}
+
+/// What shows that a file was written to: copying tools set sizes and modification times as they were, but nobody sets the time
+/// at which an inode changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    size: u64,
+    inode: u64,
+    /// Seconds and nanoseconds since 1970.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self {
+            size: metadata.size(),
+            inode: metadata.ino(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// How long ago it changed.
+    fn age(&self) -> Duration {
+        let (seconds, nanoseconds) = self.modified.max(self.changed);
+        let since = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0));
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since).unwrap_or_default()
+    }
 }
 
 impl KnownFiles {
@@ -213,20 +243,17 @@ impl KnownFiles {
 
     fn version(&mut self, path: &FilePath, metadata: &std::fs::Metadata) -> std::io::Result<String> {
         let name = path.to_string_lossy().into_owned();
-        let modified = metadata.modified()?;
-        let at = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let at = u64::try_from(at).unwrap_or(0);
-        if let Some((size, then, version)) = self.files.get(&name)
-            && (*size, *then) == (metadata.len(), at)
+        let stamp = Stamp::of(metadata);
+        if let Some((then, version)) = self.files.get(&name)
+            && *then == stamp
         {
             return Ok(version.clone());
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(std::fs::File::open(path)?)?;
         let version = format!("blake3:{}", hasher.finalize().to_hex());
-        let settled = modified.elapsed().is_ok_and(|age| age >= YOUNG);
-        if settled {
-            self.files.insert(name, (metadata.len(), at, version.clone()));
+        if stamp.age() >= YOUNG {
+            self.files.insert(name, (stamp, version.clone()));
             self.changed = true;
         }
         Ok(version)
@@ -573,6 +600,22 @@ mod tests {
         let (before, after) = (group(&files, 1000).expect("groups"), group(&more, 1000).expect("groups"));
         let kept = after.digests.iter().filter(|digest| before.digests.contains(digest)).count();
         assert_eq!(kept + 1, after.digests.len());
+    }
+
+    #[tokio::test]
+    async fn a_file_of_the_same_size_and_time_is_another_one() {
+        let (folder, cache) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let file = folder.path().join("a.txt");
+        let source = Source { paths: vec!["*.txt".into()], exclude: vec![], columns_in_files: false };
+        let buckets = Buckets::default();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let mut versions = Vec::new();
+        for content in ["one", "two"] {
+            std::fs::write(&file, content).expect("written");
+            std::fs::File::options().write(true).open(&file).and_then(|file| file.set_modified(long_ago)).expect("set");
+            versions.push(list(&source, folder.path(), cache.path(), &buckets).await.expect("listed")[0].version.clone());
+        }
+        assert_ne!(versions[0], versions[1]);
     }
 
     #[tokio::test]

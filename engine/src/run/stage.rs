@@ -131,6 +131,12 @@ impl StageRun<'_> {
         self.stage().outputs.iter().map(|output| (output.name.clone(), SchemaBytes::new(&output.schema))).collect()
     }
 
+    /// What the files that the config names held when the key was made.
+    fn files(&self) -> BTreeMap<String, String> {
+        let files = self.key.preimage["files"].as_object().into_iter().flatten();
+        files.filter_map(|(field, digest)| Some((field.clone(), digest.as_str()?.to_owned()))).collect()
+    }
+
     fn refresh(&self) -> Option<String> {
         self.stage().refresh.as_ref().map(Value::to_string)
     }
@@ -148,6 +154,7 @@ impl StageRun<'_> {
                 .map(|(port, tables)| (port.clone(), tables.iter().map(|table| table.manifest().clone()).collect()))
                 .collect(),
             outputs: self.outputs(),
+            files: self.files(),
             seed: stage.seed,
             refresh: self.refresh(),
             folder: format!("parts/{}/{name}", self.key.step),
@@ -216,6 +223,7 @@ impl StageRun<'_> {
             transform,
             seed: stage.seed,
             refresh: self.refresh(),
+            files: self.files(),
             blobs: tables
                 .iter()
                 .filter_map(|(port, tables)| Some((port, tables.first()?)))

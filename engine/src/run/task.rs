@@ -30,6 +30,8 @@ pub(crate) struct TaskWork {
     pub inputs: InputSchemas,
     pub tables: BTreeMap<String, Vec<TableManifest>>,
     pub outputs: BTreeMap<String, SchemaBytes>,
+    /// Digests of the files that the config names, by field.
+    pub files: BTreeMap<String, String>,
     pub seed: u64,
     pub refresh: Option<String>,
     /// Where its files go: `parts/<step>/<name>`.
@@ -138,6 +140,7 @@ pub(crate) async fn run_task(
         refresh: work.refresh.clone(),
         environment: environment.clone(),
         counters: counters.clone(),
+        files: work.files.clone(),
         inputs,
         outputs: TaskOutputs {
             store: environment.store.clone(),

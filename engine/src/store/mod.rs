@@ -4,6 +4,7 @@ mod bucket;
 mod cache;
 mod collect;
 mod discard;
+mod durable;
 mod manifest;
 mod probe;
 mod refusal;
@@ -11,17 +12,16 @@ mod transfer;
 mod whole;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     path::{Path as FilePath, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{
-    Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, memory::InMemory, path::Path,
-    prefix::PrefixStore,
+    Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, memory::InMemory, path::Path, prefix::PrefixStore,
 };
 
 pub use self::{
@@ -48,12 +48,8 @@ pub struct Store {
     location: String,
     local: Option<PathBuf>,
     is_there: bool,
-    /// Whether what is written is thrown away.
-    discards: bool,
     /// Parts that were found not to hold what was written.
     damaged: Damaged,
-    /// Local folders whose own entries are on the disk.
-    durable: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -108,9 +104,7 @@ impl Store {
                 location: location.to_owned(),
                 local: None,
                 is_there: false,
-                discards: false,
                 damaged: Damaged::default(),
-                durable: Arc::default(),
             });
         }
         let store = Self::at(location, buckets)?;
@@ -138,16 +132,8 @@ impl Store {
         let root = std::fs::canonicalize(location)
             .map_err(|error| Failure::external(format!("the store `{location}` can't be read: {error}")))?;
         let damaged = Damaged::default();
-        let objects = Arc::new(whole::Whole::new(Arc::new(LocalFileSystem::new_with_prefix(&root)?), damaged.clone()));
-        Ok(Self {
-            objects,
-            location: location.to_owned(),
-            local: Some(root),
-            is_there: true,
-            discards: false,
-            damaged,
-            durable: Arc::default(),
-        })
+        let objects = Arc::new(whole::Whole::new(Arc::new(durable::Durable::new(root.clone())?), damaged.clone()));
+        Ok(Self { objects, location: location.to_owned(), local: Some(root), is_there: true, damaged })
     }
 
     fn bucket(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
@@ -158,15 +144,7 @@ impl Store {
             if prefix.is_empty() { objects } else { Arc::new(PrefixStore::new(objects, key_path(prefix)?)) };
         let damaged = Damaged::default();
         let objects = Arc::new(whole::Whole::new(objects, damaged.clone()));
-        Ok(Self {
-            objects,
-            location: location.to_owned(),
-            local: None,
-            is_there: true,
-            discards: false,
-            damaged,
-            durable: Arc::default(),
-        })
+        Ok(Self { objects, location: location.to_owned(), local: None, is_there: true, damaged })
     }
 
     fn check_format(&self, found: &[u8]) -> Result<(), Failure> {
@@ -185,7 +163,7 @@ impl Store {
 
     /// The same store for work that is only tried out: what is written is thrown away, and nothing is deleted.
     pub(crate) fn discarding(&self) -> Self {
-        Self { objects: Arc::new(discard::Discard(self.objects.clone())), discards: true, ..self.clone() }
+        Self { objects: Arc::new(discard::Discard(self.objects.clone())), ..self.clone() }
     }
 
     /// Parts that were found not to hold what was written there, so far.
@@ -230,8 +208,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn write(&self, path: &Path, content: Bytes) -> Result<(), Failure> {
-        transfer::put(&self.objects, path, content).await?;
-        self.settle(path)
+        transfer::put(&self.objects, path, content).await
     }
 
     /// Copies a local file to an object under a name that nobody else uses, durably and in bounded memory. Gives its size and
@@ -240,9 +217,7 @@ impl Store {
     /// # Errors
     /// When the file can't be read or the store fails.
     pub async fn upload(&self, path: &Path, file: &FilePath) -> Result<(u64, String), Failure> {
-        let sent = transfer::upload(&self.objects, path, file).await?;
-        self.settle(path)?;
-        Ok(sent)
+        transfer::upload(&self.objects, path, file).await
     }
 
     /// Writes an object unless there is one, durably. Gives `None` if the object is now ours, else what lies there: the
@@ -254,10 +229,7 @@ impl Store {
         let mut wait = Duration::from_millis(100);
         for is_last in [false, false, false, false, true] {
             match self.put_if_absent(path, content.clone()).await {
-                Ok(()) => {
-                    self.settle(path)?;
-                    return Ok(None);
-                }
+                Ok(()) => return Ok(None),
                 Err(Error::AlreadyExists { .. }) => match self.read(path).await? {
                     Some(found) if found == content => return Ok(None),
                     Some(found) => return Ok(Some(found)),
@@ -307,26 +279,6 @@ impl Store {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
-    }
-
-    /// `object_store` 0.13 doesn't fsync local files: a commit must not name what a power cut can take away. That holds for
-    /// the folders up to the root, too: one made just now is lost with its entry.
-    fn settle(&self, path: &Path) -> Result<(), Failure> {
-        let (Some(file), Some(root), false) = (self.local_path(path), &self.local, self.discards) else { return Ok(()) };
-        std::fs::File::open(&file)?.sync_all()?;
-        let known = || self.durable.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut synced = Vec::new();
-        for folder in file.ancestors().skip(1) {
-            std::fs::File::open(folder)?.sync_all()?;
-            // Its entry stands in a folder that was synced after it was made.
-            let is_durable = known().contains(folder);
-            synced.push(folder.to_owned());
-            if is_durable || folder == root {
-                break;
-            }
-        }
-        known().extend(synced);
         Ok(())
     }
 }

@@ -271,7 +271,8 @@ impl RowStream for Ask {
 async fn run(config: Rewrite, rows: SendableRecordBatchStream, context: StreamContext) -> Result<OutputStream, Failure> {
     let window = teachers::window(&context.environment, &config.teacher)?;
     let client = teachers::client(&context.environment, &config.teacher).await?;
-    let requests = Arc::new(Requests::new(&config)?);
+    let prompt = Prompt::of(&context, config.prompt.as_deref(), FOCAL)?;
+    let requests = Arc::new(Requests::new(&config, prompt));
     let schema = context.schema(DEFAULT_OUTPUT)?;
     let units = context.clone();
     let asked = rows
@@ -301,9 +302,9 @@ struct Requests {
 }
 
 impl Requests {
-    fn new(config: &Rewrite) -> Result<Self, Failure> {
-        Ok(Self {
-            prompt: Prompt::open(config.prompt.as_deref(), FOCAL).map_err(Failure::data)?,
+    fn new(config: &Rewrite, prompt: Prompt) -> Self {
+        Self {
+            prompt,
             decoding: Decoding {
                 temperature: config.temperature,
                 top_p: config.top_p,
@@ -311,7 +312,7 @@ impl Requests {
             },
             max_words: config.max_words(),
             min_words: config.min_words,
-        })
+        }
     }
 
     fn request(&self, title: Option<&str>, text: &str, question: &str, answer: Option<&str>) -> Result<Request, Failure> {

@@ -4,6 +4,10 @@ use ingrain_llm::Finish;
 
 use super::*;
 
+fn requests_of(config: &Rewrite) -> Requests {
+    Requests::new(config, Prompt::open(config.prompt.as_deref(), FOCAL).unwrap())
+}
+
 fn config(extra: Value) -> Rewrite {
     let mut config = json!({ "teacher": "offline" });
     config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
@@ -84,7 +88,7 @@ async fn a_question_goes_with_the_row_that_it_was_asked_about() {
     let (documents, questions) = (documents(), questions());
     let config = config(json!({ "per_document": 20, "max_output_tokens": 120 }));
     let rows = asked(&config, &documents, &questions, 1).await;
-    let requests = Arc::new(Requests::new(&config).unwrap());
+    let requests = Arc::new(requests_of(&config));
     let jobs: Vec<Job> = jobs(requests, rows).unwrap().collect::<Result<_, _>>().unwrap();
     let job = |id: &str| jobs.iter().find(|job| job.text("row_id").unwrap() == id).unwrap();
     let (request, _) = job("q18").request().unwrap();
@@ -113,7 +117,7 @@ async fn nothing_is_asked_without_text_or_question() {
     ]);
     let config = config(json!({}));
     let rows = asked(&config, &documents, &questions, 1).await;
-    let jobs = jobs(Arc::new(Requests::new(&config).unwrap()), rows).unwrap().map(|job| job.unwrap().unasked().unwrap());
+    let jobs = jobs(Arc::new(requests_of(&config)), rows).unwrap().map(|job| job.unwrap().unasked().unwrap());
     let empty = |detail: &str| Some(Reject::new("empty", detail));
     assert_eq!(jobs.collect::<Vec<_>>(), [empty("its document has no `text`"), None, empty("no `question`")]);
 }
@@ -123,7 +127,7 @@ fn what_there_is_none_of_is_an_empty_text_in_the_prompt() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.jinja");
     std::fs::write(&path, "{{ title }}|{{ text }}|{{ question }}|{{ answer }}{% if answer %}!{% endif %}").unwrap();
-    let requests = Requests::new(&config(json!({ "prompt": path }))).unwrap();
+    let requests = requests_of(&config(json!({ "prompt": path })));
     let content = |title, answer| requests.request(title, "T.", "Q?", answer).unwrap().messages[0].content.clone();
     assert_eq!(content(None, None), "|T.|Q?|");
     assert_eq!(content(Some("Ellmark"), Some("nine")), "Ellmark|T.|Q?|nine!");
@@ -135,10 +139,10 @@ async fn no_match_at_all_is_an_error() {
     let config = config(json!({}));
     let rows = asked(&config, &documents(), &strangers, 1).await;
     assert_eq!(rows.num_rows(), 2);
-    let failure = jobs(Arc::new(Requests::new(&config).unwrap()), rows).err().unwrap();
+    let failure = jobs(Arc::new(requests_of(&config)), rows).err().unwrap();
     assert!(failure.message.contains("no question belongs to a document"), "{failure}");
     let none = asked(&config, &documents(), &strangers.slice(0, 0), 1).await;
-    assert!(jobs(Arc::new(Requests::new(&config).unwrap()), none).unwrap().next().is_none());
+    assert!(jobs(Arc::new(requests_of(&config)), none).unwrap().next().is_none());
 }
 
 #[test]
@@ -155,9 +159,9 @@ fn strategies_that_are_not_built_are_refused_by_name() {
 
 #[test]
 fn short_rewrites_are_refused_unless_the_document_is_shorter() {
-    let requests = Requests::new(&config(json!({ "min_words": 3 }))).unwrap();
+    let requests = requests_of(&config(json!({ "min_words": 3 })));
     assert_eq!((requests.least_words("one two"), requests.least_words("one two three")), (1, 3));
-    let zero = Requests::new(&config(json!({ "min_words": 0 }))).unwrap();
+    let zero = requests_of(&config(json!({ "min_words": 0 })));
     assert_eq!((zero.least_words(""), zero.least_words("one two three")), (1, 1));
     let answer =
         |text: &str, finish| Answer { text: text.into(), reasoning: None, finish, usage: None, model: "m".into(), created_ms: 0 };

@@ -198,7 +198,8 @@ async fn run(config: SynthesizeQa, rows: SendableRecordBatchStream, context: Str
     let window = teachers::window(&context.environment, &config.teacher)?;
     let client = teachers::client(&context.environment, &config.teacher).await?;
     context.counters.units_per_row.store(config.draws.into(), Ordering::Relaxed);
-    let requests = Arc::new(Requests::new(&config)?);
+    let prompt = Prompt::of(&context, config.prompt.as_deref(), PROMPT)?;
+    let requests = Arc::new(Requests::new(&config, prompt));
     let schema = context.schema(DEFAULT_OUTPUT)?;
     let units = context.clone();
     let asked = rows
@@ -228,9 +229,9 @@ struct Requests {
 }
 
 impl Requests {
-    fn new(config: &SynthesizeQa) -> Result<Self, Failure> {
-        Ok(Self {
-            prompt: Prompt::open(config.prompt.as_deref(), PROMPT).map_err(Failure::data)?,
+    fn new(config: &SynthesizeQa, prompt: Prompt) -> Self {
+        Self {
+            prompt,
             pairs: config.pairs,
             draws: config.draws,
             decoding: Decoding {
@@ -238,7 +239,7 @@ impl Requests {
                 top_p: config.top_p,
                 max_output_tokens: u32::try_from(config.max_output_tokens.0).unwrap_or(u32::MAX),
             },
-        })
+        }
     }
 
     fn request(&self, rows: &RecordBatch, row: usize, draw: u32) -> Result<Request, Failure> {

@@ -6,6 +6,10 @@ use ingrain_engine::operator::Input;
 
 use super::*;
 
+fn requests_of(config: &SynthesizeQa) -> Requests {
+    Requests::new(config, Prompt::open(config.prompt.as_deref(), PROMPT).unwrap())
+}
+
 fn config(extra: Value) -> SynthesizeQa {
     let mut config = json!({ "teacher": "offline" });
     config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
@@ -55,7 +59,7 @@ fn mistakes_are_found_before_anything_runs() {
 #[test]
 fn a_request_holds_the_row_and_what_is_asked_for() {
     let config = config(json!({ "pairs": 3, "temperature": 0.5, "max_output_tokens": "1Ki" }));
-    let requests = Requests::new(&config).unwrap();
+    let requests = requests_of(&config);
     let request = requests.request(&units(), 0, 0).unwrap();
     let content = &request.messages[0].content;
     for part in ["Title: Ellmark", "<text>\nIda Brandt founded it.\n</text>", "Write 3 questions", "this text is about Ellmark"] {
@@ -71,7 +75,7 @@ fn a_request_holds_the_row_and_what_is_asked_for() {
 
 #[test]
 fn every_row_is_asked_about_once_a_draw_in_order() {
-    let requests = Requests::new(&config(json!({ "draws": 2 }))).unwrap();
+    let requests = requests_of(&config(json!({ "draws": 2 })));
     let jobs: Vec<Job> = jobs(Arc::new(requests), units()).unwrap().collect();
     let order: Vec<(String, u32)> = jobs.iter().map(|job| (job.row_id().unwrap(), job.draw)).collect();
     assert_eq!(order, [("a1".into(), 0), ("a1".into(), 1), ("b2".into(), 0), ("b2".into(), 1)]);
@@ -86,7 +90,7 @@ fn a_row_without_text_comes_once_and_the_others_in_every_draw() {
         ("doc_id", column(&[None, None, None]), true),
         ("text", column(&[None, Some(" \n"), Some("Nine pilots.")]), true),
     ]);
-    let requests = Arc::new(Requests::new(&config(json!({ "draws": 2 }))).unwrap());
+    let requests = Arc::new(requests_of(&config(json!({ "draws": 2 }))));
     let order: Vec<(usize, u32)> = jobs(requests, rows.unwrap()).unwrap().map(|job| (job.row, job.draw)).collect();
     assert_eq!(order, [(0, 0), (1, 0), (2, 0), (2, 1)]);
 }
@@ -96,7 +100,7 @@ fn a_cell_without_a_value_is_an_empty_text_in_the_prompt() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.jinja");
     std::fs::write(&path, "About {{ title }}: {{ text }}{% if title %} ({{ title }}){% endif %}").unwrap();
-    let requests = Requests::new(&config(json!({ "prompt": path }))).unwrap();
+    let requests = requests_of(&config(json!({ "prompt": path })));
     let content = |row| requests.request(&units(), row, 0).unwrap().messages[0].content.clone();
     assert_eq!(content(0), "About Ellmark: Ida Brandt founded it. (Ellmark)");
     assert_eq!(content(1), "About : Nine pilots.");

@@ -52,9 +52,17 @@ pub fn model_ready(entry: &Value) -> Result<(), String> {
     serde_json::from_value::<ModelConfig>(entry.clone()).map(|_| ()).map_err(|error| error.to_string())
 }
 
-/// What of a model's entry enters keys. An entry that doesn't describe a model is its own identity: it can't be asked.
+/// What of a model's entry enters stage keys: its identity, and its context, which decides what is rejected unsent. An entry that
+/// doesn't describe a model is its own identity: it can't be asked.
 pub fn model_identity(entry: &Value) -> Value {
-    serde_json::from_value::<ModelConfig>(entry.clone()).map_or_else(|_| entry.clone(), |model| model.identity())
+    let Ok(model) = serde_json::from_value::<ModelConfig>(entry.clone()) else { return entry.clone() };
+    let mut identity = model.identity();
+    if let Provider::OpenAi(openai) = &model.provider
+        && let Some(context) = openai.context
+    {
+        identity["context"] = context.0.into();
+    }
+    identity
 }
 
 /// What asking a model with this entry costs.
@@ -334,6 +342,9 @@ mod tests {
         let model = |in_flight: u32, name: &str| json!({ "openai": { "base_url": "http://a/v1", "model": name }, "max_in_flight": in_flight });
         assert_eq!(model_identity(&model(1, "m")), model_identity(&model(9, "m")));
         assert_ne!(model_identity(&model(1, "m")), model_identity(&model(1, "n")));
+        let mut wider = model(1, "m");
+        wider["openai"]["context"] = json!("32Ki");
+        assert_ne!(model_identity(&model(1, "m")), model_identity(&wider), "it decides what is rejected");
         let broken = json!({ "offline": {}, "openai": {} });
         assert_eq!(model_identity(&broken), broken);
     }

@@ -17,6 +17,7 @@ use ingrain_engine::{
     diagnostic::{nearest, quoted},
     failure::Failure,
     operator::Invalid,
+    run::StreamContext,
 };
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::Value;
@@ -67,6 +68,17 @@ impl Prompt {
             }
         }
         Ok(Self { environment, variables, lines })
+    }
+
+    /// The template that a stage was planned with: the one in the file `path`, or `default` where there is none.
+    ///
+    /// # Errors
+    /// When the file has changed since, and as [`Self::new`].
+    pub(crate) fn of(context: &StreamContext, path: Option<&Path>, default: &str) -> Result<Self, Failure> {
+        let Some(path) = path else { return Self::new(default).map_err(Failure::data) };
+        let source = String::from_utf8(context.file("prompt", path)?);
+        let source = source.map_err(|error| Failure::data(format!("`{}` isn't UTF-8: {error}", path.display())))?;
+        Self::new(&source).map_err(Failure::data)
     }
 
     /// The template in the file `path`, or `default` where there is none.

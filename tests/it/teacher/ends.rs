@@ -153,3 +153,32 @@ fn rejected_rows_are_asked_about_again_when_that_is_wanted() {
     ran(&run(&project, &["--retry-rejects"], KEY));
     assert_eq!(server.requests(), 16, "nothing is rejected any more");
 }
+
+#[test]
+fn a_prompt_that_changes_while_its_stage_runs_is_no_wrong_hit() {
+    const BEFORE: &str = "Ask one question about: {{ text }}";
+    let prompt: Arc<Mutex<Option<std::path::PathBuf>>> = Arc::default();
+    let place = prompt.clone();
+    let server = Server::start(move |asked, _| {
+        if let Some(path) = place.lock().expect("not poisoned").take() {
+            std::fs::write(path, "Something else about: {{ text }}").expect("written");
+        }
+        said(&pair(&asked.unit), "stop")
+    });
+    let project = limited(&server, 40, 2);
+    let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("the pipeline");
+    project.write("pipeline.yaml", pipeline.replace("pairs: 1,", "pairs: 1, prompt: prompt.jinja,"));
+    project.write("prompt.jinja", BEFORE);
+    *prompt.lock().expect("not poisoned") = Some(project.path("prompt.jinja"));
+    // Far more partitions than run at once: some begin after the change.
+    let small = ["--part-bytes", "64"];
+    let output = run(&project, &small, KEY);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("prompt.jinja` (field `prompt`) changed while the stage ran"), "{stderr}");
+    project.write("prompt.jinja", BEFORE);
+    ran(&run(&project, &small, KEY));
+    let fresh = run(&project, &["--part-bytes", "64", "--store", "fresh"], KEY);
+    ran(&fresh);
+    assert_eq!(project.digests(".ingrain", "taught"), project.digests("fresh", "taught"));
+}

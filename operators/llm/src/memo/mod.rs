@@ -265,7 +265,8 @@ async fn fetch_all(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<Entrie
 async fn fetch(store: &Arc<dyn ObjectStore>, path: Path) -> Result<Entries, MemoError> {
     let got = store.get(&path).await.map_err(|error| MemoError::store(&path, &error))?;
     let bytes = got.bytes().await.map_err(|error| MemoError::store(&path, &error))?;
-    let decoded = blocking(&path, move || segment::decode(bytes)).await;
+    let named = path.filename().map(str::to_owned);
+    let decoded = blocking(&path, move || segment::decode(bytes, named.as_deref())).await;
     Ok(decoded.unwrap_or_else(|error| {
         tracing::warn!(%error, "a segment of answers is damaged and left out");
         Entries::new()

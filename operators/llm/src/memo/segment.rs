@@ -39,13 +39,21 @@ pub(super) fn encode(entries: &[(Key, Arc<str>)]) -> Result<Segment, parquet::er
         writer.write(&RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(keys) as ArrayRef, Arc::new(answers)])?)?;
     }
     writer.close()?;
-    let name = format!("{}.parquet", hex(&blake3::hash(&bytes).as_bytes()[..16]));
-    Ok(Segment { name, bytes: bytes.into() })
+    Ok(Segment { name: name(&bytes), bytes: bytes.into() })
 }
 
-/// Decodes a segment. A file that isn't one is an error; it never panics.
-pub(super) fn decode(bytes: Bytes) -> Result<Vec<(Key, Arc<str>)>, parquet::errors::ParquetError> {
+/// The name of a segment: by its content.
+fn name(bytes: &[u8]) -> String {
+    format!("{}.parquet", hex(&blake3::hash(bytes).as_bytes()[..16]))
+}
+
+/// Decodes the segment that is called `named`. A file that isn't one, or doesn't hold what its name says, is an error; it never
+/// panics.
+pub(super) fn decode(bytes: Bytes, named: Option<&str>) -> Result<Vec<(Key, Arc<str>)>, parquet::errors::ParquetError> {
     let wrong = |what: &str| parquet::errors::ParquetError::General(format!("not a memo segment: {what}"));
+    if named.is_some_and(|named| named != name(&bytes)) {
+        return Err(wrong("its name is that of another content"));
+    }
     let mut entries = Vec::new();
     for batch in ParquetRecordBatchReaderBuilder::try_new(bytes)?.build()? {
         let batch = batch?;
@@ -75,9 +83,12 @@ mod tests {
             })
             .collect();
         let segment = encode(&entries).expect("encodes");
-        assert_eq!(decode(segment.bytes.clone()).expect("decodes"), entries);
+        assert_eq!(decode(segment.bytes.clone(), Some(&segment.name)).expect("decodes"), entries);
         assert_eq!(encode(&entries).expect("encodes").name, segment.name);
         assert_ne!(encode(&entries[1..]).expect("encodes").name, segment.name);
-        assert!(decode(segment.bytes.slice(..100)).is_err());
+        assert!(decode(segment.bytes.slice(..100), None).is_err());
+        let mut flipped = segment.bytes.to_vec();
+        flipped[200] ^= 1;
+        assert!(decode(flipped.into(), Some(&segment.name)).is_err(), "whatever it would decode to");
     }
 }
