@@ -9,6 +9,7 @@ mod embedder;
 mod errors;
 mod export;
 mod faults;
+mod keys;
 mod operators;
 mod project;
 mod s3;
