@@ -1,5 +1,6 @@
 //! A teacher over HTTP that misbehaves on order: what becomes of the rows, and how often it is asked.
 
+mod counts;
 mod ends;
 mod unpaid;
 

@@ -13,6 +13,7 @@ mod sources;
 mod stage;
 mod table;
 mod task;
+mod walk;
 mod worker;
 mod write;
 
