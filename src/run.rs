@@ -8,6 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arrow::{
+    array::{AsArray, BooleanArray, RecordBatch},
+    compute::filter_record_batch,
+};
 use ingrain_engine::{
     failure::{Failure, Fault},
     operator::{REJECTS_OUTPUT, Resource},
@@ -54,7 +58,7 @@ pub(crate) async fn run(call: RunCall) -> Result<(), End> {
         return Err(failure.into());
     }
     let driven = drive(&pipeline.plan, &environment, options, call.json, &mut interrupts).await?;
-    let reported = interrupts.unless(report(&pipeline.plan, &environment, &driven.outcome, call.json)).await?;
+    let reported = interrupts.unless(report(&pipeline, &environment, &driven.outcome, call.json)).await?;
     if let Err(failure) = reported {
         return Err(End::Told(told(&failure, STAGE_FAILED)));
     }
@@ -240,8 +244,8 @@ pub(crate) fn emit(event: &serde_json::Value) {
 }
 
 /// Ends a run with the tables of the stages that report.
-async fn report(plan: &Plan, environment: &Environment, outcome: &Outcome, json: bool) -> Result<(), Failure> {
-    for (index, stage) in plan.stages().filter(|(_, stage)| stage.operator_type.reported) {
+async fn report(pipeline: &Pipeline, environment: &Environment, outcome: &Outcome, json: bool) -> Result<(), Failure> {
+    for (index, stage) in pipeline.plan.stages().filter(|(_, stage)| stage.operator_type.reported) {
         let Some(manifest) = outcome.artifacts.get(&index) else { continue };
         let (Some(output), Some(table)) = (stage.output("default"), manifest.outputs.get("default")) else { continue };
         let rows = Table::new(environment, output.schema.clone(), table.clone()).collect().await?;
@@ -254,7 +258,47 @@ async fn report(plan: &Plan, environment: &Environment, outcome: &Outcome, json:
             Some(description) => writeln!(stdout, "\n{}: {description}", stage.name)?,
             None => writeln!(stdout, "\n{}", stage.name)?,
         }
+        let (rows, left) = without(&rows, stage.operator_type.detail)?;
         print_rows(&mut stdout, &rows, &["row_id", "parent_id"])?;
+        if left > 0 {
+            writeln!(stdout, "and {}: `ingrain show {} {}`", crate::progress::rows(left), pipeline.file(), stage.name)?;
+        }
     }
     Ok(())
+}
+
+/// Rows without those of some metrics (`accuracy_raw`, `accuracy_raw[by=x]`), and how many these are.
+fn without(rows: &[RecordBatch], metrics: &[&str]) -> Result<(Vec<RecordBatch>, u64), Failure> {
+    let (mut kept, mut left) = (Vec::new(), 0);
+    for batch in rows {
+        let Some(names) = batch.column_by_name("metric").and_then(|column| column.as_string_opt::<i32>()) else {
+            kept.push(batch.clone());
+            continue;
+        };
+        let is_left = |name: &str| metrics.contains(&name.split('[').next().unwrap_or(name));
+        let mask: BooleanArray = names.iter().map(|name| Some(!name.is_some_and(is_left))).collect();
+        left += (batch.num_rows() - mask.true_count()) as u64;
+        kept.push(filter_record_batch(batch, &mask)?);
+    }
+    Ok((kept, left))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn metrics_for_a_second_look_are_counted_and_not_shown() {
+        let column = |names: &[&str]| Arc::new(StringArray::from(names.to_vec())) as ArrayRef;
+        let rows = |name: &str, names: &[&str]| RecordBatch::try_from_iter([(name, column(names))]).expect("one column");
+        let some = rows("metric", &["accuracy", "accuracy_raw", "accuracy[by=x]", "accuracy_raw[by=x]"]);
+        let (kept, left) = without(&[some], &["accuracy_raw"]).expect("filtered");
+        assert_eq!((kept, left), (vec![rows("metric", &["accuracy", "accuracy[by=x]"])], 2));
+        let other = rows("comparison", &["accuracy_raw"]);
+        assert_eq!(without(std::slice::from_ref(&other), &["accuracy_raw"]).expect("passed"), (vec![other], 0));
+    }
 }

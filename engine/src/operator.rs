@@ -81,6 +81,8 @@ pub struct OperatorType {
     pub unkeyed: &'static [(&'static str, &'static str)],
     /// Whether a run ends with the default output of every stage of this kind.
     pub reported: bool,
+    /// Metrics of that output which the end of a run leaves out, with all their splits: they are for a second look.
+    pub detail: &'static [&'static str],
     /// Config fields that the design names but that aren't built yet: refused by name.
     pub planned: &'static [&'static str],
     parse: fn(Value) -> Result<Parsed, String>,
@@ -104,6 +106,7 @@ impl OperatorType {
             version,
             unkeyed: &[],
             reported: false,
+            detail: &[],
             planned: &[],
             parse: |value| {
                 let operator: T = serde_json::from_value(value).map_err(|error| error.to_string())?;
@@ -128,6 +131,12 @@ impl OperatorType {
     /// Refuses `fields` by name: the design has them, this version hasn't.
     pub const fn planned(mut self, fields: &'static [&'static str]) -> Self {
         self.planned = fields;
+        self
+    }
+
+    /// Leaves `metrics` out at the end of a run.
+    pub const fn detail(mut self, metrics: &'static [&'static str]) -> Self {
+        self.detail = metrics;
         self
     }
 

@@ -30,8 +30,11 @@ const ABOVE: &str = r#"
   after: { op: evaluate, from: { questions: exam, contexts: found }, reader: second }
 "#;
 
-/// A stage of each operator, and for each of its fields another value, with what has to be written beside it.
-const STAGES: &[(&str, &str, &[(&str, &str)])] = &[
+/// Fields with other values than a stage has.
+type Values = &'static [(&'static str, &'static str)];
+
+/// Stages of each operator, and for each of its fields another value.
+const STAGES: &[(&str, &str, Values)] = &[
     ("read", "path: docs/*.md", &[("format", "text"), ("columns", "{ text: body }")]),
     ("tokenizer", "from: documents, vocabulary: 300", &[("vocabulary", "301")]),
     ("tokenizer", "path: one.json", &[("path", "two.json")]),

@@ -50,6 +50,7 @@ const AT_ONCE: usize = 64;
 pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 3)
     .planned(&["judge", "draws"])
     .reported()
+    .detail(&["accuracy_raw", "accuracy_normalised"])
     .unkeyed(&[("allow_leakage", "it only decides whether the pipeline is accepted")]);
 
 /// How a model is questioned.
