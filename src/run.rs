@@ -261,7 +261,7 @@ async fn report(pipeline: &Pipeline, environment: &Environment, outcome: &Outcom
         let (rows, left) = without(&rows, stage.operator_type.detail)?;
         print_rows(&mut stdout, &rows, &["row_id", "parent_id"])?;
         if left > 0 {
-            writeln!(stdout, "and {}: `ingrain show {} {}`", crate::progress::rows(left), pipeline.file(), stage.name)?;
+            writeln!(stdout, "{} more: `ingrain show {} {}`", crate::progress::rows(left), pipeline.file(), stage.name)?;
         }
     }
     Ok(())
