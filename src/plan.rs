@@ -10,7 +10,7 @@ use ingrain_engine::{
     failure::Failure,
     operator::Resource,
     plan::{Stage, StageIndex},
-    run::{Environment, Reason, Status, rehearse, why as statuses},
+    run::{Counters, Environment, Reason, Status, rehearse, why as statuses},
 };
 use ingrain_operators::{
     REGISTRY,
@@ -99,7 +99,11 @@ async fn asking(
                 let price = pipeline.plan.price(*index, &REGISTRY);
                 Asks::Known { estimate, usd: price.map(|price| price.of(estimate.input_tokens, estimate.output_tokens)) }
             }
-            Err(failure) => Asks::Unknown(failure.message),
+            Err(failure) => {
+                // What it had counted until then isn't the next stage's.
+                estimates.take(&Counters::default());
+                Asks::Unknown(failure.message)
+            }
         };
         asking.insert(*index, asks);
     }

@@ -53,8 +53,8 @@ pub(crate) async fn run(call: RunCall) -> Result<(), End> {
         by_document: false,
     };
     let mut interrupts = Interrupts::new()?;
-    let environment = pipeline.open_for(&call).await?;
-    if let Some(failure) = no_device(&call, &pipeline, &environment, &options).await? {
+    let environment = interrupts.unless(pipeline.open_for(&call)).await??;
+    if let Some(failure) = interrupts.unless(no_device(&call, &pipeline, &environment, &options)).await?? {
         return Err(failure.into());
     }
     let driven = drive(&pipeline.plan, &environment, options, call.json, &mut interrupts).await?;

@@ -50,16 +50,19 @@ pub(crate) async fn sample(call: &RunCall, whole: &Pipeline, documents: u64) -> 
     let force = asking.iter().copied().collect();
     let options = RunOptions { until, force, verify: call.verify, round_trip: call.round_trip, by_document: true };
     let mut interrupts = Interrupts::new()?;
-    let environment = small.open_for(call).await?;
+    let environment = interrupts.unless(small.open_for(call)).await??;
     let driven = drive(&small.plan, &environment, options, call.json, &mut interrupts).await?;
     if driven.outcome.failures.is_empty() {
-        let corpus = Corpus::read(&small, &environment, &driven, &sample.documents).await?;
-        for index in &asking {
-            show(&small, &environment, &driven, *index, call.json).await?;
-        }
-        let projected =
-            asking.iter().map(|index| Projected::of(&small, &environment, &driven, &corpus, *index)).collect::<Vec<_>>();
-        tell_projection(&projected, &corpus, call.json)?;
+        let shown = async {
+            let corpus = Corpus::read(&small, &environment, &driven, &sample.documents).await?;
+            for index in &asking {
+                show(&small, &environment, &driven, *index, call.json).await?;
+            }
+            let projected =
+                asking.iter().map(|index| Projected::of(&small, &environment, &driven, &corpus, *index)).collect::<Vec<_>>();
+            tell_projection(&projected, &corpus, call.json)
+        };
+        interrupts.unless(shown).await??;
     }
     driven.end(&small.plan, call.json)
 }

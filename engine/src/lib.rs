@@ -25,6 +25,8 @@
 //!   the input part or by `row_id`. The number of threads, batch sizes and time enter neither rows nor bytes.
 //! - **Inputs enter keys by the digest of their content**, never by the key of the stage that made them: a stage whose input
 //!   came out equal doesn't run.
+//! - **A part's name holds the digest of its content**, which every reading compares: what isn't whole is made anew, never
+//!   believed.
 //! - **What a key is the hash of is stored**, and `why` is a comparison of two such preimages.
 //! - **Every requirement of our node is declared on it**: a scheduler that plans anew drops what nobody asks for.
 //!

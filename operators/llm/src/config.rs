@@ -87,8 +87,8 @@ pub struct OpenAiModel {
     /// The model's context length in tokens, for instance `32Ki`: a request that surely doesn't fit (a token for each word, or
     /// for eight letters where that is more, and `max_output_tokens`) is rejected without a call. What only the server finds
     /// too long is rejected with its words. A server that cuts such a request instead of refusing it doesn't say so: prose has
-    /// a third more tokens than words, so chunk documents to fit. Not part of the model's identity: after a change, `--force`
-    /// runs a stage again.
+    /// a third more tokens than words, so chunk documents to fit. It is part of a stage's key, since it decides what is
+    /// rejected, and not of what answers are remembered by: after a change nothing is asked twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<Tokens>,
     /// Fields added to every request's body, for instance `{ top_k: 40 }`. They are part of the request. One that the client
