@@ -25,8 +25,8 @@ pub(crate) struct Pipeline {
     pub(crate) spec: Spec,
     buckets: Buckets,
     sources: SourceColumns,
-    /// The file, as it was named in the call.
-    file: String,
+    /// The file, as it was named in the call and as it was read.
+    source: Source,
     /// Whose budget it spends from: the pipeline's, also where only a sample of it runs.
     spends_as: String,
 }
@@ -68,8 +68,8 @@ impl Pipeline {
             let (plan, more) = Plan::compile(spec, &REGISTRY, folder, &sources);
             wrong.extend(more);
             if wrong.is_empty() {
-                let (file, spends_as) = (source.name.clone(), spec.pipeline.clone());
-                loaded = plan.map(|plan| Self { plan, spec: spec.clone(), buckets, sources, file, spends_as });
+                let (source, spends_as) = (source.clone(), spec.pipeline.clone());
+                loaded = plan.map(|plan| Self { plan, spec: spec.clone(), buckets, sources, source, spends_as });
             }
         }
         match loaded {
@@ -87,7 +87,7 @@ impl Pipeline {
         let said = || wrong.iter().map(|diagnostic| diagnostic.message.clone()).collect::<Vec<_>>().join("; ");
         let plan = plan.ok_or_else(|| Failure::bug(format!("the changed pipeline has mistakes: {}", said())))?;
         let (buckets, sources) = (self.buckets.clone(), self.sources.clone());
-        Ok(Self { plan, spec, buckets, sources, file: self.file.clone(), spends_as: self.spends_as.clone() })
+        Ok(Self { plan, spec, buckets, sources, source: self.source.clone(), spends_as: self.spends_as.clone() })
     }
 
     /// The stage called `name`.
@@ -124,14 +124,14 @@ impl Pipeline {
     ) -> Result<Table, Failure> {
         if !environment.store.is_there() {
             return Err(Failure::data(format!("there is no store at `{}`", environment.store.location()))
-                .hint(format!("`ingrain run {}` makes one; `--store` names another", self.file)));
+                .hint(format!("`ingrain run {}` makes one; `--store` names another", self.source.name)));
         }
         let statuses = why(&self.plan, environment, &self.plan.needed_by(index), HashSet::new()).await?;
         let status = statuses.into_iter().find(|(found, _)| *found == index).map(|(_, status)| status);
         let Some(Status::Hit { manifest, .. }) = status else {
             let name = &self.plan.stage(index).name;
             return Err(Failure::data(format!("`{name}` hasn't run as it stands now"))
-                .hint(format!("run it: `ingrain run {} --until {name}`", self.file)));
+                .hint(format!("run it: `ingrain run {} --until {name}`", self.source.name)));
         };
         let table = manifest.outputs.get(&output.name).ok_or_else(|| Failure::bug("an artifact without a bound output"))?;
         Ok(Table::new(environment, output.schema.clone(), table.clone()))
@@ -139,7 +139,12 @@ impl Pipeline {
 
     /// The file, as it was named in the call.
     pub(crate) fn file(&self) -> &str {
-        &self.file
+        &self.source.name
+    }
+
+    /// Whether the file says something else by now than it did when it was read.
+    pub(crate) fn has_changed(&self) -> bool {
+        std::fs::read(&self.source.name).is_ok_and(|now| now != self.source.text.as_bytes())
     }
 
     /// The columns of its sources that are tables.
@@ -201,6 +206,7 @@ impl Pipeline {
             cache: cache()?,
             cache_limit: cache_limit()?,
             registry: REGISTRY,
+            file: std::path::absolute(&self.source.name).map_err(Failure::from)?,
             pipeline: self.spends_as.clone(),
             budget: self.spec.budget,
             models: self.plan.models.clone(),

@@ -175,7 +175,19 @@ pub(crate) async fn why(call: &WhyCall) -> Result<(), End> {
                     writeln!(stdout, "  {reason}").map_err(Failure::from)?;
                 }
             }
-            other => writeln!(stdout, "`{}`: {}", call.stage, said(pipeline.plan.stage(index), other)).map_err(Failure::from)?,
+            Status::Unknown { .. } => {
+                writeln!(stdout, "`{}`: {}", call.stage, said(pipeline.plan.stage(index), status)).map_err(Failure::from)?;
+                // The first causes: what is above runs only because of these.
+                for (above, status) in &found {
+                    if let Status::Run { reasons, .. } = status {
+                        let first = reasons.first().map(Reason::to_string).unwrap_or_default();
+                        writeln!(stdout, "  `{}` will run: {first}", pipeline.plan.stage(*above).name).map_err(Failure::from)?;
+                    }
+                }
+            }
+            Status::Hit { .. } => {
+                writeln!(stdout, "`{}`: {}", call.stage, said(pipeline.plan.stage(index), status)).map_err(Failure::from)?;
+            }
         }
     }
     Ok(())

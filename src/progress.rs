@@ -75,6 +75,10 @@ impl Progress {
 
     pub(crate) fn event(&self, event: &Event) {
         if !self.shown {
+            // What a person has to know is said wherever it runs.
+            if let Some(notice) = notice(event) {
+                tell(&notice, None);
+            }
             return;
         }
         let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -86,6 +90,11 @@ impl Progress {
                 line.set_prefix(format!("{stage:width$}", width = self.width));
                 line.enable_steady_tick(Duration::from_millis(120));
                 bars.insert(stage.clone(), Bar { line, pace: Pace::default() });
+            }
+            Event::Waiting { .. } | Event::Namesake { .. } => {
+                if let Some(notice) = notice(event) {
+                    let _ = self.lines.println(notice);
+                }
             }
             Event::Cached { stage, rows } => self.line(stage, &format!("cached, {}", self::rows(*rows))),
             Event::Finished(report) => {
@@ -185,6 +194,19 @@ fn duration(seconds: f64) -> String {
         ..100.0 => format!("{seconds:.0} s"),
         ..6000.0 => format!("{:.0} min", seconds / 60.0),
         _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+/// What is said of a run as a whole, or of one that stands still.
+fn notice(event: &Event) -> Option<String> {
+    match event {
+        Event::Waiting { stage, holder } => Some(format!("`{stage}` waits: {} is at work on the same stage", printable(holder))),
+        Event::Namesake { file } => Some(format!(
+            "another file, `{}`, ran on this store under the same name: they spend from one budget, and each is compared with the \
+             other's last run; give one of them another name (`pipeline:`)",
+            printable(&file.display().to_string())
+        )),
+        _ => None,
     }
 }
 

@@ -62,6 +62,15 @@ pub(crate) async fn run(call: RunCall) -> Result<(), End> {
     if let Err(failure) = reported {
         return Err(End::Told(told(&failure, STAGE_FAILED)));
     }
+    if pipeline.has_changed() {
+        let file = pipeline.file();
+        tell(
+            &format!(
+                "`{file}` has changed since this run began, which took it as it was: `ingrain plan {file}` says what is new"
+            ),
+            None,
+        );
+    }
     if !call.json {
         tell_rejects(&pipeline, &driven.outcome);
     }
@@ -135,7 +144,11 @@ pub(crate) async fn drive(
             Event::Failed { stage, .. } => {
                 running.remove(stage);
             }
-            Event::Damaged { .. } | Event::Cached { .. } | Event::Skipped { .. } => {}
+            Event::Namesake { .. }
+            | Event::Waiting { .. }
+            | Event::Damaged { .. }
+            | Event::Cached { .. }
+            | Event::Skipped { .. } => {}
         }
         if json {
             emit(&json!(event));

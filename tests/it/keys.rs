@@ -172,6 +172,7 @@ async fn key(project: &Project, text: &str, name: &str) -> String {
     let settings = Settings {
         store: Store::existing(&project.path("nowhere").to_string_lossy(), &Buckets::default()).await.expect("an empty store"),
         pipeline: "keys".to_owned(),
+        file: project.path("pipeline.yaml"),
         budget: None,
         buckets: Buckets::default(),
         cache: project.path(".cache"),

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
+use ingrain_operators::REGISTRY;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::project::{Project, repository};
@@ -26,7 +27,18 @@ struct Case {
     refused: Option<String>,
 }
 
-fn check(case: &Case) {
+/// What an operator made of the cases at a semantics version: digests of outputs by case and stage.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Golden {
+    version: u32,
+    outputs: BTreeMap<String, String>,
+}
+
+/// What is computed in floating point on whatever device there is, and what is read from that, isn't the same everywhere.
+const COMPUTED: [&str; 2] = ["checkpoint", "train"];
+
+/// Runs a case, and gives the digests of what came out by operator and stage, if anything was to.
+fn check(case: &Case) -> Vec<(String, String, String)> {
     let project = Project::new();
     for (name, content) in &case.files {
         project.write(name, content);
@@ -41,7 +53,7 @@ fn check(case: &Case) {
         let Some(message) = message else { continue };
         assert_eq!(said.code, code, "{}: was to fail with this code\n{}", case.name, said.stderr);
         assert!(said.stderr.contains(message.as_str()), "{}: `{message}` isn't in:\n{}", case.name, said.stderr);
-        return;
+        return Vec::new();
     }
     assert_eq!(said.code, 0, "{}: {}", case.name, said.stderr);
     for (output, expected) in &case.expect {
@@ -56,11 +68,60 @@ fn check(case: &Case) {
         wanted.sort();
         assert_eq!(found, wanted, "{}: rows of `{output}`", case.name);
     }
+    let stages: BTreeMap<String, Value> = serde_yaml::from_str(&case.stages).expect("stages");
+    let digests = project.digests(".ingrain", "case");
+    let same_everywhere = stages.iter().filter(|(name, _)| !is_computed(name, &stages));
+    same_everywhere
+        .map(|(name, stage)| {
+            let digest = blake3::hash(digests[name].to_string().as_bytes()).to_hex().as_str()[..16].to_owned();
+            (stage["op"].as_str().expect("an operator").to_owned(), name.clone(), digest)
+        })
+        .collect()
+}
+
+fn is_computed(name: &str, stages: &BTreeMap<String, Value>) -> bool {
+    fn mentioned(from: &Value, names: &mut Vec<String>) {
+        match from {
+            Value::String(name) => names.push(name.split('.').next().unwrap_or(name).to_owned()),
+            Value::Array(items) => items.iter().for_each(|item| mentioned(item, names)),
+            Value::Object(ports) => ports.values().for_each(|port| mentioned(port, names)),
+            _ => {}
+        }
+    }
+    let Some(stage) = stages.get(name) else { return false };
+    let mut above = Vec::new();
+    mentioned(&stage["from"], &mut above);
+    COMPUTED.iter().any(|operator| stage["op"] == *operator) || above.iter().any(|name| is_computed(name, stages))
+}
+
+/// An operator that gives other rows than before has another semantics version: else the store's hits would be wrong.
+fn compare(found: BTreeMap<String, Golden>) {
+    let path = repository().join("tests/golden.json");
+    let written: BTreeMap<String, Golden> =
+        std::fs::read(&path).ok().map(|content| serde_json::from_slice(&content).expect("golden outputs")).unwrap_or_default();
+    for (operator, golden) in &found {
+        let Some(before) = written.get(operator).filter(|before| before.version == golden.version) else { continue };
+        for (case, digest) in &golden.outputs {
+            let same = before.outputs.get(case).is_none_or(|before| before == digest);
+            assert!(
+                same,
+                "`{operator}` gives other rows in \"{case}\" than version {} did: raise its version in `operators/src/lib.rs`, or mend \
+                 it",
+                golden.version
+            );
+        }
+    }
+    if found != written {
+        let content = serde_json::to_string_pretty(&found).expect("JSON") + "\n";
+        std::fs::write(&path, content).expect("written");
+        panic!("cases or versions are new: `tests/golden.json` has been written anew, and is to be committed");
+    }
 }
 
 #[test]
 fn cases() {
     let mut covered = BTreeSet::new();
+    let mut golden: BTreeMap<String, Golden> = BTreeMap::new();
     for entry in std::fs::read_dir(repository().join("tests/operators")).expect("cases") {
         let path = entry.expect("an entry").path();
         let text = std::fs::read_to_string(&path).expect("a case file");
@@ -68,9 +129,14 @@ fn cases() {
         assert!(!cases.is_empty(), "{}: no case", path.display());
         covered.insert(path.file_stem().expect("a name").to_string_lossy().into_owned());
         for case in &cases {
-            check(case);
+            for (operator, stage, digest) in check(case) {
+                let version = REGISTRY.operator(&operator).expect("an operator").version;
+                let entry = golden.entry(operator).or_insert_with(|| Golden { version, ..Golden::default() });
+                entry.outputs.insert(format!("{}: {stage}", case.name), digest);
+            }
         }
     }
+    compare(golden);
     let listed = Project::new().call(&["operators"]);
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let operators: BTreeSet<String> =

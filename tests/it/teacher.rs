@@ -2,6 +2,7 @@
 
 mod counts;
 mod ends;
+mod race;
 mod unpaid;
 
 use std::{

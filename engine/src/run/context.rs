@@ -21,7 +21,7 @@ use super::{gate::Gate, sources::SourceFile, table::Table, task::TaskOutputs};
 use crate::{
     failure::Failure,
     operator::Registry,
-    store::{BlobCache, Buckets, Store},
+    store::{BlobCache, Buckets, Holder, Lease, Store},
 };
 
 /// Rows for one of a stage's outputs.
@@ -55,6 +55,10 @@ pub trait Task: Send + Sync {
 pub trait Service: Any + Send + Sync {
     /// Makes durable what the rows emitted so far rely on. Called before every partition's record is written.
     async fn sync(&self) -> Result<(), Failure>;
+    /// Learns what other runs have made durable since this one began. Called when a stage has its lease.
+    async fn refresh(&self) -> Result<(), Failure> {
+        Ok(())
+    }
     /// Called once when the run ends, also when it failed.
     async fn close(&self) -> Result<(), Failure>;
 }
@@ -64,6 +68,8 @@ pub trait Service: Any + Send + Sync {
 pub struct Settings {
     /// The store.
     pub store: Store,
+    /// The pipeline file, from the root of the file system.
+    pub file: PathBuf,
     /// The pipeline's name, under which it spends from its budget.
     pub pipeline: String,
     /// Dollars that the pipeline may spend, over all its runs on the store.
@@ -97,6 +103,8 @@ pub struct Environment {
     pub(crate) slots: Arc<tokio::sync::Semaphore>,
     pub(crate) blobs: Arc<BlobCache>,
     services: Mutex<HashMap<TypeId, Arc<dyn Service>>>,
+    /// Leases that this run holds, by name.
+    leases: tokio::sync::Mutex<HashMap<String, Lease>>,
 }
 
 impl std::ops::Deref for Environment {
@@ -122,7 +130,7 @@ impl Environment {
         let runtime = super::session::runtime(&settings.store, settings.memory)?;
         let slots = Arc::new(tokio::sync::Semaphore::new(settings.threads.max(1)));
         let blobs = Arc::new(BlobCache::new(settings.cache.clone(), settings.cache_limit));
-        Ok(Self { settings, runtime, slots, blobs, services: Mutex::default() })
+        Ok(Self { settings, runtime, slots, blobs, services: Mutex::default(), leases: tokio::sync::Mutex::default() })
     }
 
     /// The same surroundings for work that is only tried out: without services, and nothing on the store changes.
@@ -164,7 +172,31 @@ impl Environment {
         Ok(())
     }
 
-    /// Closes the services.
+    /// Takes a lease of the store ([`Store::lease`]) for as long as the run, or until it is released, and lets the services learn
+    /// what its last holder made durable. Gives whether there is one.
+    ///
+    /// # Errors
+    /// As [`Store::lease`], and the first service's failure.
+    pub async fn lease(&self, name: &str, wait: impl FnMut(&Holder) -> bool + Send) -> Result<bool, Failure> {
+        let Some(lease) = self.store.lease(name, &self.cache, wait).await? else { return Ok(false) };
+        self.leases.lock().await.insert(name.to_owned(), lease);
+        for service in self.all_services() {
+            service.refresh().await?;
+        }
+        Ok(true)
+    }
+
+    /// Gives a lease back, if it is held.
+    pub(crate) async fn release(&self, name: &str) {
+        if let Some(lease) = self.leases.lock().await.remove(name)
+            && let Err(failure) = lease.release().await
+        {
+            // What it was for is done.
+            tracing::warn!(%failure, name, "a lease isn't given back: others wait until it expires");
+        }
+    }
+
+    /// Closes the services, and then gives back what leases are held: those who wait for them find what was made durable.
     ///
     /// # Errors
     /// The first failure; the other services are closed all the same.
@@ -172,6 +204,10 @@ impl Environment {
         let mut result = Ok(());
         for service in self.all_services() {
             result = result.and(service.close().await);
+        }
+        let held: Vec<String> = self.leases.lock().await.keys().cloned().collect();
+        for name in held {
+            self.release(&name).await;
         }
         result
     }

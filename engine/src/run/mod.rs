@@ -5,6 +5,7 @@ mod context;
 mod footer;
 mod gate;
 mod node;
+mod reason;
 mod rehearse;
 mod resolve;
 mod schedule;
@@ -22,8 +23,9 @@ pub use self::{
         Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, Spent, StreamContext, Task, TaskContext,
     },
     footer::source_columns,
+    reason::{Difference, FileChange, Reason, Subject},
     rehearse::rehearse,
-    resolve::{Difference, LastTime, Reason, Resolver, StageKey, Status, why},
+    resolve::{LastTime, Resolver, StageKey, Status, why},
     schedule::{Event, Outcome, Run, RunOptions, StageReport},
     session::default_memory,
     sources::SourceFile,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fmt,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -13,6 +13,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     context::Environment,
+    reason::{Difference, FileChange, Reason, Subject, differ},
     sources::{self, SourceFile},
 };
 use crate::{
@@ -81,78 +82,13 @@ impl LastTime {
     }
 }
 
-/// Why a stage has to run.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "reason", rename_all = "snake_case")]
-pub enum Reason {
-    /// No run of this pipeline has had a stage of this name.
-    FirstRun,
-    /// Something that decides what the stage gives has changed.
-    Changed(Difference),
-    /// Nothing has changed, but the artifact isn't whole any more.
-    Missing {
-        /// What is wrong with it.
-        what: String,
-    },
-    /// Nothing has changed, but what an earlier run made of it isn't on this store.
-    NotOnStore,
-    /// `--force`.
-    Forced,
-    /// `--retry-rejects`, and the stage has rejected rows.
-    RetryRejects {
-        /// How many.
-        rows: u64,
-    },
-}
-
-/// A difference between what decided the stage's output last time and what does now.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Difference {
-    /// What changed: a config field, an input by its port and the stage it comes from, a file.
-    pub what: String,
-    /// The value of last time.
-    pub old: Value,
-    /// The value now.
-    pub new: Value,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::FirstRun => f.write_str("first run"),
-            Self::Changed(difference) => difference.fmt(f),
-            Self::Missing { what } => f.write_str(what),
-            Self::NotOnStore => f.write_str("an earlier run's artifact isn't on this store"),
-            Self::Forced => f.write_str("`--force`"),
-            Self::RetryRejects { rows } => write!(f, "`--retry-rejects`, and {rows} rows are rejected"),
-        }
-    }
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.old, &self.new) {
-            (Value::Null, Value::Null) => f.write_str(&self.what),
-            (old, new) => write!(f, "{}: {} -> {}", self.what, short(old), short(new)),
-        }
-    }
-}
-
-fn short(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
-}
-
 /// Finds out what a plan's stages need, one stage at a time.
 pub struct Resolver<'a> {
     plan: &'a Plan,
     environment: &'a Environment,
     forced: HashSet<StageIndex>,
     verify: bool,
-    previous: OnceCell<BTreeMap<String, String>>,
+    previous: OnceCell<LastRun>,
     /// What each source was found to hold: a run reads the files of one listing.
     listed: tokio::sync::Mutex<HashMap<StageIndex, Vec<SourceFile>>>,
 }
@@ -279,23 +215,21 @@ impl<'a> Resolver<'a> {
     async fn changes(&self, index: StageIndex, key: &StageKey) -> Result<(Vec<Reason>, Option<LastTime>), Failure> {
         let name = &self.plan.stage(index).name;
         let previous = self.previous.get_or_try_init(|| last_run(self.environment, &self.plan.pipeline)).await?;
-        let Some(before) = previous.get(name) else { return Ok((vec![Reason::FirstRun], None)) };
+        let Some(before) = previous.keys.get(name) else { return Ok((vec![Reason::FirstRun], None)) };
         let action = self.environment.store.latest_action(before).await?.and_then(|committed| committed.action);
         let Some(action) = action else { return Ok((vec![Reason::NotOnStore], None)) };
         let (preimage, last) = (&action.preimage, LastTime::of(&action));
         let mut differences = Vec::new();
-        for field in
-            ["operator", "version", "config", "columns", "files", "models", "names", "seed", "refresh", "engine", "format"]
-        {
-            differ(field, &preimage[field], &key.preimage[field], &mut differences);
+        for member in MEMBERS {
+            let subject = |path: &[&str]| self.subject(member, path, &preimage[member]);
+            differ(&preimage[member], &key.preimage[member], &subject, &mut differences);
         }
-        self.source_changes(&preimage["source"], key, &mut differences);
+        source_changes(&preimage["source"], &key.preimage["source"], &mut differences);
         let (old, new) = (&preimage["inputs"], &key.preimage["inputs"]);
         for ((port, position), (above, output)) in self.plan.reads(index) {
-            let from = format!("{}.{output}", self.plan.stage(above).name);
             if old[port][position] != new[port][position] {
-                let what = format!("input `{port}` changed (`{}`)", from.trim_end_matches(".default"));
-                differences.push(Difference { what, old: Value::Null, new: Value::Null });
+                let stage = self.plan.stage(above).name.clone();
+                differences.push(Difference::of(Subject::Input { port: port.into(), stage, output: output.into() }));
             }
         }
         if differences.is_empty() {
@@ -304,27 +238,45 @@ impl<'a> Resolver<'a> {
         Ok((differences.into_iter().map(Reason::Changed).collect(), last))
     }
 
-    fn source_changes(&self, before: &Value, key: &StageKey, differences: &mut Vec<Difference>) {
-        let listing = |files: &Value| -> BTreeMap<String, Value> {
-            let files = files.as_array().cloned().unwrap_or_default();
-            files.into_iter().filter_map(|file| Some((file[0].as_str()?.to_owned(), file))).collect()
-        };
-        let (old, new) = (listing(before), listing(&key.preimage["source"]));
-        let say = |what: String, differences: &mut Vec<Difference>| {
-            differences.push(Difference { what, old: Value::Null, new: Value::Null });
-        };
-        let named = |files: &[&String]| match files {
-            [only] => format!("`{only}`"),
-            [first, rest @ ..] => format!("`{first}` and {} more", rest.len()),
-            [] => String::new(),
-        };
-        let added: Vec<&String> = new.keys().filter(|path| !old.contains_key(*path)).collect();
-        let removed: Vec<&String> = old.keys().filter(|path| !new.contains_key(*path)).collect();
-        let changed: Vec<&String> = new.keys().filter(|path| old.get(*path).is_some_and(|file| *file != new[*path])).collect();
-        for (files, word) in [(added, "added"), (removed, "removed"), (changed, "changed")] {
-            if !files.is_empty() {
-                say(format!("files {word}: {}", named(&files)), differences);
+    /// What a member of a preimage is about, at a path within it.
+    fn subject(&self, member: &str, path: &[&str], old: &Value) -> Subject {
+        let (first, rest) = path.split_first().map_or(("", String::new()), |(first, rest)| (*first, rest.join(".")));
+        match member {
+            "operator" => {
+                let name = old.as_str().unwrap_or_default();
+                Subject::Operator { is_known: self.environment.registry.operator(name).is_some() }
             }
+            "version" => Subject::Version,
+            "columns" => Subject::Columns,
+            "files" => Subject::File { field: first.to_owned() },
+            "models" => Subject::Model { field: first.to_owned(), part: rest },
+            "names" => Subject::Names,
+            "seed" => Subject::Seed,
+            "refresh" => Subject::Refresh,
+            "engine" => Subject::Engine,
+            "format" => Subject::Format,
+            _ => Subject::Field { field: path.join(".") },
+        }
+    }
+}
+
+/// What of a preimage can differ beside sources and inputs, what a person changes first.
+const MEMBERS: [&str; 11] =
+    ["operator", "version", "config", "columns", "files", "models", "names", "seed", "refresh", "engine", "format"];
+
+fn source_changes(before: &Value, after: &Value, differences: &mut Vec<Difference>) {
+    let listing = |files: &Value| -> BTreeMap<String, Value> {
+        let files = files.as_array().cloned().unwrap_or_default();
+        files.into_iter().filter_map(|file| Some((file[0].as_str()?.to_owned(), file))).collect()
+    };
+    let (old, new) = (listing(before), listing(after));
+    let added: Vec<&String> = new.keys().filter(|path| !old.contains_key(*path)).collect();
+    let removed: Vec<&String> = old.keys().filter(|path| !new.contains_key(*path)).collect();
+    let changed: Vec<&String> = new.keys().filter(|path| old.get(*path).is_some_and(|file| *file != new[*path])).collect();
+    for (files, change) in [(added, FileChange::Added), (removed, FileChange::Removed), (changed, FileChange::Changed)] {
+        if let Some(first) = files.first() {
+            let subject = Subject::Files { change, count: files.len(), first: first.to_string() };
+            differences.push(Difference::of(subject));
         }
     }
 }
@@ -375,38 +327,33 @@ fn step_preimage(stage: &Stage, plan: &Plan, environment: &Environment) -> Resul
     Ok(preimage)
 }
 
-fn differ(what: &str, old: &Value, new: &Value, differences: &mut Vec<Difference>) {
-    match (old, new) {
-        (Value::Object(old), Value::Object(new)) => {
-            let fields: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-            for field in fields {
-                let name = if what == "config" { format!("`{field}`") } else { format!("{what} `{field}`") };
-                differ(&name, old.get(field).unwrap_or(&Value::Null), new.get(field).unwrap_or(&Value::Null), differences);
-            }
-        }
-        (old, new) if old != new => {
-            differences.push(Difference { what: what.to_owned(), old: old.clone(), new: new.clone() });
-        }
-        _ => {}
-    }
+/// What the record of a run says that later ones ask about.
+#[derive(Debug, Default)]
+pub(crate) struct LastRun {
+    /// Stage keys, by name.
+    pub(crate) keys: BTreeMap<String, String>,
+    /// The pipeline file, on the machine that it ran on.
+    pub(crate) file: Option<PathBuf>,
 }
 
-/// The stage keys of the pipeline's last run that has a record.
-pub(crate) async fn last_run(environment: &Environment, pipeline: &str) -> Result<BTreeMap<String, String>, Failure> {
+/// The pipeline's last run that has a record.
+pub(crate) async fn last_run(environment: &Environment, pipeline: &str) -> Result<LastRun, Failure> {
     let store = &environment.store;
     let found = store.list(&Path::from_iter(["runs", pipeline])).await?;
-    // Run ids begin with the time.
-    let mut runs: Vec<Path> = found.into_iter().map(|meta| meta.location).collect();
+    // By the store's clock: those of machines may be hours apart.
+    let mut runs: Vec<_> = found.into_iter().map(|meta| (meta.last_modified, meta.location)).collect();
     runs.sort();
     // One that can't be read says nothing: the one before it is the last that does.
-    while let Some(run) = runs.pop() {
+    while let Some((_, run)) = runs.pop() {
         let record = store.read(&run).await?.and_then(|content| serde_json::from_slice::<Value>(&content).ok());
-        if let Some(stages) = record.as_ref().and_then(|record| record["stages"].as_object()) {
-            let key = |stage: &Value| stage["key"].as_str().map(str::to_owned);
-            return Ok(stages.iter().filter_map(|(name, stage)| Some((name.clone(), key(stage)?))).collect());
+        let Some(record) = record else { continue };
+        if let Some(stages) = record["stages"].as_object() {
+            let key = |(name, stage): (&String, &Value)| Some((name.clone(), stage["key"].as_str()?.to_owned()));
+            let file = record["file"].as_str().map(PathBuf::from);
+            return Ok(LastRun { keys: stages.iter().filter_map(key).collect(), file });
         }
     }
-    Ok(BTreeMap::new())
+    Ok(LastRun::default())
 }
 
 /// The status of every stage in `wanted`, as far as it can be known without running anything.

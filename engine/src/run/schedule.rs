@@ -3,7 +3,11 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     panic::AssertUnwindSafe,
-    sync::{Arc, atomic::Ordering},
+    path::{Path as FilePath, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -16,14 +20,15 @@ use super::{
     context::{Counters, Environment},
     gate,
     node::panicked,
-    resolve::{Reason, Resolver, StageKey, Status, last_run},
+    reason::Reason,
+    resolve::{LastRun, Resolver, StageKey, Status, last_run},
     stage::{StageRun, main_rows},
 };
 use crate::{
     failure::Failure,
     operator::Resource,
     plan::{Plan, StageIndex},
-    store::Manifest,
+    store::{Holder, Manifest},
 };
 
 /// What a run is asked for beside the plan.
@@ -51,6 +56,18 @@ pub enum Event {
         stage: String,
         /// Rows of its main output.
         rows: u64,
+    },
+    /// The last run under this pipeline's name was of another file.
+    Namesake {
+        /// That file.
+        file: PathBuf,
+    },
+    /// Another run is at work on the same stage: this one waits for what comes of it.
+    Waiting {
+        /// The stage.
+        stage: String,
+        /// Who that is: a process and its machine.
+        holder: String,
     },
     /// A stage starts.
     Started {
@@ -151,6 +168,7 @@ pub struct Run<'a> {
     options: RunOptions,
     id: String,
     counters: HashMap<StageIndex, Arc<Counters>>,
+    has_failed: AtomicBool,
     tell: &'a (dyn Fn(Event) + Sync),
 }
 
@@ -159,7 +177,15 @@ impl<'a> Run<'a> {
     pub fn new(plan: &'a Plan, environment: Arc<Environment>, options: RunOptions, tell: &'a (dyn Fn(Event) + Sync)) -> Self {
         let counters = || if options.by_document { Counters::by_document() } else { Counters::default() };
         let counters = plan.stages().map(|(index, _)| (index, Arc::new(counters()))).collect();
-        Self { plan, environment, options, id: uuid::Uuid::now_v7().to_string(), counters, tell }
+        Self {
+            plan,
+            environment,
+            options,
+            id: uuid::Uuid::now_v7().to_string(),
+            counters,
+            has_failed: AtomicBool::new(false),
+            tell,
+        }
     }
 
     /// The live counters of a stage.
@@ -177,6 +203,10 @@ impl<'a> Run<'a> {
             [] => self.plan.stages().map(|(index, _)| index).collect(),
             until => until.iter().flat_map(|index| self.plan.needed_by(*index)).collect(),
         };
+        let last = last_run(&self.environment, &self.plan.pipeline).await?;
+        if let Some(file) = last.file.as_deref().filter(|file| self.is_another(file)) {
+            (self.tell)(Event::Namesake { file: file.to_owned() });
+        }
         let resolver = Resolver::new(self.plan, &self.environment, self.options.force.clone()).verifying(self.options.verify);
         let device = tokio::sync::Semaphore::new(1);
         let mut waiting: Vec<StageIndex> =
@@ -271,7 +301,7 @@ impl<'a> Run<'a> {
             }
         }
         drop(running);
-        self.record(started, keys, &outcome).await?;
+        self.record(started, keys, &outcome, last).await?;
         Ok(outcome)
     }
 
@@ -286,6 +316,7 @@ impl<'a> Run<'a> {
 
     fn fail(&self, stage: StageIndex, failure: Failure, outcome: &mut Outcome, lost: &mut HashSet<StageIndex>) {
         (self.tell)(Event::Failed { stage: self.plan.stage(stage).name.clone(), failure: failure.clone() });
+        self.has_failed.store(true, Ordering::Relaxed);
         outcome.failures.push((stage, failure));
         outcome.artifacts.remove(&stage);
         lost.insert(stage);
@@ -311,21 +342,25 @@ impl<'a> Run<'a> {
         device: &tokio::sync::Semaphore,
     ) -> Result<Done, Failure> {
         let stage = self.plan.stage(index);
-        let (key, generation, reasons) = match resolver.status(index, &upstream).await? {
-            Status::Hit { key, generation, manifest } => return Ok(Done { manifest, key, generation, report: None }),
+        let mut status = resolver.status(index, &upstream).await?;
+        let mut _device = None;
+        if let Status::Run { key, .. } = &status
+            && stage.operator.resource() != Resource::None
+        {
+            self.lease(index, &key.key).await?;
+            if stage.operator.resource() == Resource::Device {
+                _device = Some(device.acquire().await.map_err(|error| Failure::bug(error.to_string()))?);
+            }
+            // Whoever had the lease before may have made it.
+            status = resolver.status(index, &upstream).await?;
+        }
+        let (key, generation, reasons) = match status {
+            Status::Hit { key, generation, manifest } => {
+                self.environment.release(&key.key).await;
+                return Ok(Done { manifest, key, generation, report: None });
+            }
             Status::Run { key, generation, reasons, .. } => (key, generation, reasons),
             Status::Unknown { after } => return Err(Failure::bug(format!("stages {after:?} were to run first"))),
-        };
-        let _device = match stage.operator.resource() {
-            Resource::Device => {
-                let permit = device.acquire().await.map_err(|error| Failure::bug(error.to_string()))?;
-                // A stage of the same key may have had the device meanwhile.
-                if let Status::Hit { key, generation, manifest } = resolver.status(index, &upstream).await? {
-                    return Ok(Done { manifest, key, generation, report: None });
-                }
-                Some(permit)
-            }
-            Resource::None | Resource::Teacher => None,
         };
         (self.tell)(Event::Started { stage: stage.name.clone(), reasons: reasons.iter().map(Reason::to_string).collect() });
         let began = Instant::now();
@@ -343,6 +378,7 @@ impl<'a> Run<'a> {
             run: &self.id,
         };
         let manifest = run.execute().await?;
+        self.environment.release(&key.key).await;
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let price = self.plan.price(index, &self.environment.registry);
         let report = StageReport {
@@ -360,20 +396,49 @@ impl<'a> Run<'a> {
         Ok(Done { manifest: Arc::new(manifest), key, generation, report: Some(report) })
     }
 
+    /// Waits until no other run is at work on a stage. If this stage fails, the run keeps the lease to its end: until then answers
+    /// may come that others would ask for again.
+    async fn lease(&self, index: StageIndex, key: &str) -> Result<(), Failure> {
+        let stage = &self.plan.stage(index).name;
+        let mut told = None;
+        let mut wait = |holder: &Holder| {
+            if told.as_ref() != Some(&holder.name) {
+                (self.tell)(Event::Waiting { stage: stage.clone(), holder: holder.name.clone() });
+                told = Some(holder.name.clone());
+            }
+            // Two failed runs that wait for each other's leases would wait for ever.
+            !self.has_failed.load(Ordering::Relaxed)
+        };
+        if self.environment.lease(key, &mut wait).await? {
+            return Ok(());
+        }
+        let holder = told.unwrap_or_default();
+        Err(Failure::external(format!("{holder} is at work on it, and this run has failed already: it doesn't wait"))
+            .hint("mend what failed, and run again"))
+    }
+
+    /// Whether a pipeline file that is still there isn't this run's, and says something else.
+    fn is_another(&self, file: &FilePath) -> bool {
+        let own = &self.environment.file;
+        let canonical = |path: &FilePath| std::fs::canonicalize(path).ok();
+        let is_other = canonical(file).is_some_and(|file| canonical(own).is_some_and(|own| own != file));
+        is_other && std::fs::read(file).ok() != std::fs::read(own).ok()
+    }
+
     /// Writes the run's record, unless nothing happened that the last one doesn't say.
     async fn record(
         &self,
         started: chrono::DateTime<chrono::Utc>,
         mut stages: BTreeMap<String, Value>,
         outcome: &Outcome,
+        last: LastRun,
     ) -> Result<(), Failure> {
-        let last = last_run(&self.environment, &self.plan.pipeline).await?;
-        let known = |(name, stage): (&String, &Value)| last.get(name).is_some_and(|key| stage["key"] == key.as_str());
+        let known = |(name, stage): (&String, &Value)| last.keys.get(name).is_some_and(|key| stage["key"] == key.as_str());
         if outcome.executed == 0 && outcome.failures.is_empty() && stages.iter().all(known) {
             return Ok(());
         }
         // A stage that this run didn't get to is still compared with what it was when one last did.
-        for (name, key) in last {
+        for (name, key) in last.keys {
             if self.plan.find(&name).is_some() {
                 stages.entry(name).or_insert_with(|| json!({ "key": key, "executed": false }));
             }
@@ -381,7 +446,7 @@ impl<'a> Run<'a> {
         let failures: BTreeMap<&str, &Failure> =
             outcome.failures.iter().map(|(index, failure)| (self.plan.stage(*index).name.as_str(), failure)).collect();
         let record = json!({
-            "run": self.id, "pipeline": self.plan.pipeline, "started": started, "finished": chrono::Utc::now(),
+            "run": self.id, "pipeline": self.plan.pipeline, "file": self.environment.file, "started": started, "finished": chrono::Utc::now(),
             "stages": stages, "failures": failures,
         });
         let path = Path::from_iter(["runs", &self.plan.pipeline, &format!("{}.json", self.id)]);

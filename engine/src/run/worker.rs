@@ -28,6 +28,7 @@ const COMMAND: &str = "worker";
 struct Job {
     work: TaskWork,
     store: String,
+    file: std::path::PathBuf,
     pipeline: String,
     budget: Option<f64>,
     /// As written: secrets are references, which the child reads for itself.
@@ -64,6 +65,7 @@ pub(crate) async fn run_in_child(
     let job = Job {
         work,
         store: location,
+        file: settings.file.clone(),
         pipeline: settings.pipeline.clone(),
         budget: settings.budget,
         buckets: settings.buckets.written().clone(),
@@ -151,6 +153,7 @@ async fn serve(job: Job, registry: Registry) -> Result<PartitionRecord, Failure>
     let settings = Settings {
         store: Store::existing(&job.store, &buckets).await?,
         buckets,
+        file: job.file,
         pipeline: job.pipeline,
         budget: job.budget,
         cache: job.cache,

@@ -183,8 +183,7 @@ impl Store {
         }
         let (mut keys, mut old) = (BTreeSet::new(), Vec::new());
         for mut runs in pipelines.into_values() {
-            // Their names begin with the time.
-            runs.sort_by(|a, b| b.location.cmp(&a.location));
+            runs.sort_by(|a, b| (b.last_modified, &b.location).cmp(&(a.last_modified, &a.location)));
             old.extend(runs.split_off(keep.min(runs.len())));
             for run in runs {
                 let record = self.read(&run.location).await?.and_then(|content| serde_json::from_slice::<Value>(&content).ok());

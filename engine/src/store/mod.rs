@@ -5,6 +5,7 @@ mod cache;
 mod collect;
 mod discard;
 mod durable;
+mod lease;
 mod manifest;
 mod probe;
 mod refusal;
@@ -27,6 +28,7 @@ use object_store::{
 pub use self::{
     bucket::Buckets,
     collect::{Collected, Keep},
+    lease::{Holder, Lease},
     manifest::{Action, Blob, Column, Committed, Manifest, Part, PartitionRecord, TableManifest},
     probe::{Check, Verdict, probe},
 };

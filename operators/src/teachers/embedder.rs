@@ -123,7 +123,7 @@ impl Service for Embedders {
         // What was sent is paid for.
         futures::future::join_all(models.iter().map(|embeddings| embeddings.settle(PATIENCE))).await;
         let uploaded = match self.budget.get() {
-            Some(budget) => budget.upload(true).await.map_err(budget_failure),
+            Some(budget) => budget.settle().await.map_err(budget_failure),
             None => Ok(()),
         };
         match self.memo.get() {

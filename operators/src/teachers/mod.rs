@@ -18,6 +18,7 @@ use ingrain_engine::{
     failure::{Failure, Fault},
     operator::{Cost, Price},
     run::{Counters, Environment, Service, Spent},
+    store::Holder,
 };
 use ingrain_llm::{
     Answer, Budget, BudgetError, Client, Key, Memo, MemoError, ModelConfig, Nanodollars, Outage, Outcome, Provider, Reject, Usage,
@@ -131,6 +132,16 @@ async fn open(environment: &Environment) -> Result<Memo, Failure> {
 }
 
 async fn open_budget(environment: &Environment, usd: f64) -> Result<Arc<Budget>, Failure> {
+    let mut holder = String::new();
+    let mut wait = |other: &Holder| {
+        holder.clone_from(&other.name);
+        !other.is_alive
+    };
+    // It isn't waited for: who holds the budget may wait for a stage that this run is at work on.
+    if !environment.lease(&format!("{BUDGET}-{}", environment.pipeline), &mut wait).await? {
+        return Err(Failure::external(format!("another run of this pipeline holds its budget ({holder})"))
+            .hint("wait for it to end: one run at a time spends from a budget"));
+    }
     let prefix = Path::from_iter([BUDGET, &environment.pipeline]);
     let folder = local_folder(environment, BUDGET).join(&environment.pipeline);
     let budget = Budget::open(environment.store.objects().clone(), prefix, &folder, Nanodollars::of_dollars(usd)).await;
@@ -166,9 +177,9 @@ enum Unasked {
 }
 
 impl Teachers {
-    async fn upload(&self, now: bool) -> Result<(), Failure> {
+    async fn settle(&self) -> Result<(), Failure> {
         match self.budget.get() {
-            Some(budget) => budget.upload(now).await.map_err(budget_failure),
+            Some(budget) => budget.settle().await.map_err(budget_failure),
             None => Ok(()),
         }
     }
@@ -177,7 +188,6 @@ impl Teachers {
 #[async_trait]
 impl Service for Teachers {
     async fn sync(&self) -> Result<(), Failure> {
-        self.upload(false).await?;
         match self.memo.get() {
             Some(memo) => memo.sync().await.map_err(memo_failure),
             None => Ok(()),
@@ -188,7 +198,7 @@ impl Service for Teachers {
         let clients: Vec<Arc<Client>> = self.clients.lock().await.values().cloned().collect();
         // What was sent is paid for.
         futures::future::join_all(clients.iter().map(|client| client.settle(PATIENCE))).await;
-        let uploaded = self.upload(true).await;
+        let uploaded = self.settle().await;
         match self.memo.get() {
             Some(memo) => memo.flush().await.map_err(memo_failure).and(uploaded),
             None => uploaded,
@@ -202,11 +212,8 @@ fn budget_failure(error: BudgetError) -> Failure {
             .hint("every answer so far is kept: raise the budget and run again, and it goes on from there"),
         BudgetError::TooSmall { .. } => Failure { fault: Fault::Budget, ..Failure::external(error.to_string()) }
             .hint("raise the budget, or lower `max_output_tokens`"),
-        BudgetError::Held { .. } => {
-            Failure::external(error.to_string()).hint("wait for it to end: one run at a time spends from a budget")
-        }
         BudgetError::Record { .. } => Failure::external(error.to_string())
-            .hint("no call is made whose cost can't be written down: mend that, and run again"),
+            .hint("no call is made whose cost can't be written down, and no sum is guessed: mend that, or delete the file to forget what one run spent"),
     }
 }
 

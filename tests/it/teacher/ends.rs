@@ -13,42 +13,42 @@ use crate::project::Project;
 
 /// Holds answers back until it is opened.
 #[derive(Default)]
-struct Door {
+pub(super) struct Door {
     open: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Door {
-    fn pass(&self) {
+    pub(super) fn pass(&self) {
         let open = self.open.lock().expect("not poisoned");
         let _open = self.changed.wait_while(open, |open| !*open).expect("not poisoned");
     }
 
-    fn open(&self) {
+    pub(super) fn open(&self) {
         *self.open.lock().expect("not poisoned") = true;
         self.changed.notify_all();
     }
 }
 
-fn limited(server: &Server, units: usize, in_flight: usize) -> Project {
+pub(super) fn limited(server: &Server, units: usize, in_flight: usize) -> Project {
     let project = project(&url(server), units, "");
     let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("the pipeline");
     project.write("pipeline.yaml", pipeline.replace("stages:\n", &format!("    max_in_flight: {in_flight}\nstages:\n")));
     project
 }
 
-fn start(project: &Project) -> Child {
+pub(super) fn start(project: &Project) -> Child {
     let mut command = project.command(&["run", "pipeline.yaml", "--json"]);
     command.env("TEACHER_KEY", KEY).env("NO_PROXY", "127.0.0.1").stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().expect("starts")
 }
 
-fn send(signal: &str, child: &Child) {
+pub(super) fn send(signal: &str, child: &Child) {
     let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill is there");
     assert!(sent.success());
 }
 
-fn until(condition: impl Fn() -> bool) {
+pub(super) fn until(condition: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "it never came to that");

@@ -1,44 +1,51 @@
-//! The record of what was spent: a file for each run on this machine, and its sum on the store.
+//! The record of what was spent: a file for each run on this machine, and a sum for each on the store.
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use serde::{Deserialize, Serialize};
 
 use super::{BudgetError, Nanodollars};
-
-/// How often the sum goes to the store without being asked to.
-const UPLOAD_EVERY: Duration = Duration::from_secs(60);
 
 /// This run's part of the record.
 #[derive(Debug)]
 pub(super) struct Ledger {
     store: Arc<dyn ObjectStore>,
-    /// Where this run's sum lies on the store.
-    object: Path,
+    prefix: Path,
+    /// What this run is called in the record.
+    run: String,
     path: PathBuf,
-    written: Mutex<Written>,
-    /// Held as long as the run: one run at a time spends from a budget.
-    lock: File,
+    /// Locked for as long as the run: nobody else takes it for that of a run that ended.
+    file: Mutex<File>,
+    /// The sums of other runs, which this one's takes in when it is next written.
+    earlier: Mutex<Sums>,
+    /// This run's own sum, as it lies on the store.
+    own: Mutex<Sum>,
 }
 
-#[derive(Debug)]
-struct Written {
-    file: File,
-    /// What this run spent.
-    paid: Nanodollars,
-    uploaded: Nanodollars,
-    uploaded_at: Instant,
+/// What lies on the store for one run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Sum {
+    /// What the run spent, or will have spent at most, in billionths of a dollar.
+    nanodollars: u64,
+    /// Whether it is what the run spent, and final.
+    ended: bool,
+    /// What runs before it spent whose sums were taken in here.
+    earlier: u64,
+    /// These: where one is still there, it counts no more.
+    of: BTreeSet<String>,
 }
+
+type Sums = BTreeMap<String, Sum>;
 
 impl Ledger {
-    /// Opens a file for this run, and gives what all earlier ones spent. Files that ended runs left are brought to the
+    /// Opens a file for this run, and gives what all other runs spent, at most. Files that ended runs left are brought to the
     /// store.
     pub(super) async fn open(
         store: Arc<dyn ObjectStore>,
@@ -46,88 +53,143 @@ impl Ledger {
         folder: &FilePath,
     ) -> Result<(Self, Nanodollars), BudgetError> {
         std::fs::create_dir_all(folder).map_err(|error| local(folder, &error))?;
-        let lock = locked(&folder.join("lock"))?;
-        let mut spent: HashMap<String, Nanodollars> = HashMap::new();
-        let found: Vec<_> = store.list(Some(&prefix)).try_collect().await.map_err(|error| on_store(&prefix, &error))?;
-        for meta in found {
-            let Some(run) = meta.location.filename().and_then(|name| name.strip_suffix(".json")) else { continue };
-            let read = async { store.get(&meta.location).await?.bytes().await };
-            let content = read.await.map_err(|error| on_store(&meta.location, &error))?;
-            let sum = serde_json::from_slice::<u64>(&content).map_err(|error| on_store(&meta.location, &error))?;
-            spent.insert(run.to_owned(), Nanodollars(sum));
-        }
+        let mut sums = sums(&store, &prefix).await?;
         let entries = std::fs::read_dir(folder).map_err(|error| local(folder, &error))?;
         for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "ledger"))
         {
-            let text = std::fs::read_to_string(&path).map_err(|error| local(&path, &error))?;
-            let run = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let sum = sum(&text);
-            put(&store, &prefix.clone().join(format!("{run}.json")), sum).await?;
-            spent.insert(run, sum);
-            std::fs::remove_file(&path).map_err(|error| local(&path, &error))?;
+            adopt(&store, &prefix, &path, &mut sums).await?;
         }
         let run = format!("{}-{}", std::process::id(), nanoseconds());
         let path = folder.join(format!("{run}.ledger"));
         let file = OpenOptions::new().append(true).create_new(true).open(&path).map_err(|error| local(&path, &error))?;
-        let zero = Nanodollars::default();
-        let written = Mutex::new(Written { file, paid: zero, uploaded: zero, uploaded_at: Instant::now() });
-        let object = prefix.join(format!("{run}.json"));
-        let spent = spent.values().fold(zero, |sum, part| sum.plus(*part));
-        Ok((Self { store, object, path, written, lock }, spent))
+        file.lock().map_err(|error| local(&path, &error))?;
+        (&file).write_all(format!("boot {}\n", boot()).as_bytes()).map_err(|error| local(&path, &error))?;
+        let spent = total(&sums);
+        let own = Mutex::new(Sum { ended: true, ..Sum::default() });
+        Ok((Self { store, prefix, run, path, file: Mutex::new(file), earlier: Mutex::new(sums), own }, spent))
+    }
+
+    /// What all other runs spent, or will have spent at most, as the store says now.
+    pub(super) async fn others(&self) -> Result<Nanodollars, BudgetError> {
+        let mut found = sums(&self.store, &self.prefix).await?;
+        found.remove(&self.run);
+        let others = total(&found).plus(Nanodollars(lock(&self.own).earlier));
+        *lock(&self.earlier) = found;
+        Ok(others)
     }
 
     /// Writes down that a call is about to be made.
     pub(super) fn hold(&self, call: u64, worst: Nanodollars) -> Result<(), BudgetError> {
         let line = format!("hold {call} {}\n", worst.0);
-        self.written().file.write_all(line.as_bytes()).map_err(|error| local(&self.path, &error))
+        lock(&self.file).write_all(line.as_bytes()).map_err(|error| local(&self.path, &error))
     }
 
     /// Writes down what it cost.
     pub(super) fn paid(&self, call: u64, cost: Nanodollars) {
-        let mut written = self.written();
-        written.paid = written.paid.plus(cost);
         let line = format!("paid {call} {}\n", cost.0);
-        if let Err(error) = written.file.write_all(line.as_bytes()) {
+        if let Err(error) = lock(&self.file).write_all(line.as_bytes()) {
             tracing::warn!(%error, path = %self.path.display(), "a call's cost isn't written down: it counts with its worst case");
         }
     }
 
-    /// Brings this run's sum to the store if it is due, or `now`.
-    pub(super) async fn upload(&self, now: bool) -> Result<(), BudgetError> {
-        let paid = {
-            let mut written = self.written();
-            if written.paid == written.uploaded || !now && written.uploaded_at.elapsed() < UPLOAD_EVERY {
-                return Ok(());
+    /// Has the store say what this run spends at most, or spent if it `ended`.
+    pub(super) async fn promise(&self, amount: Nanodollars, ended: bool) -> Result<(), BudgetError> {
+        // Runs that may still spend, or whose machine may know better, stay on their own.
+        let mut taken = lock(&self.earlier).clone();
+        let mut sum = lock(&self.own).clone();
+        taken.retain(|run, other| other.ended && !sum.of.contains(run));
+        sum.earlier = sum.earlier.saturating_add(total(&taken).0);
+        sum.of.extend(taken.iter().flat_map(|(run, other)| other.of.iter().chain([run])).cloned());
+        (sum.nanodollars, sum.ended) = (amount.0, ended);
+        put(&self.store, &self.object(&self.run), &sum).await?;
+        *lock(&self.own) = sum.clone();
+        for run in &sum.of {
+            let path = self.object(run);
+            match self.store.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(on_store(&path, &error)),
             }
-            written.uploaded_at = Instant::now();
-            written.paid
-        };
-        put(&self.store, &self.object, paid).await?;
-        self.written().uploaded = paid;
+        }
+        lock(&self.earlier).retain(|run, _| !sum.of.contains(run));
+        lock(&self.own).of.clear();
         Ok(())
     }
 
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where the sum of a run lies on the store.
+    fn object(&self, run: &str) -> Path {
+        self.prefix.clone().join(format!("{run}.json"))
     }
 
     #[cfg(test)]
     pub(super) fn release_for_test(&self) {
-        self.lock.unlock().expect("unlocked");
+        lock(&self.file).unlock().expect("unlocked");
     }
 }
 
 impl Drop for Ledger {
     /// A file whose sum is on the store has nothing more to say.
     fn drop(&mut self) {
-        let written = self.written();
-        if written.paid == written.uploaded {
+        if lock(&self.own).ended {
             // Left behind, it would be read again and say the same.
             let _ = std::fs::remove_file(&self.path);
         }
-        drop(written);
-        let _ = self.lock.unlock();
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Brings what the file of an ended run says to the store, and removes it.
+async fn adopt(store: &Arc<dyn ObjectStore>, prefix: &Path, path: &FilePath, sums: &mut Sums) -> Result<(), BudgetError> {
+    let file = File::open(path).map_err(|error| local(path, &error))?;
+    if file.try_lock().is_err() {
+        return Ok(());
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| local(path, &error))?;
+    let run = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    // Without a sum no call was made. After a power cut lines may be missing that the sum on the store has promised.
+    if let Some(sum) = sums.get_mut(&run).filter(|_| text.starts_with(&format!("boot {}\n", boot()))) {
+        *sum = Sum { nanodollars: self::sum(&text).0, ended: true, ..sum.clone() };
+        put(store, &prefix.clone().join(format!("{run}.json")), sum).await?;
+    }
+    std::fs::remove_file(path).map_err(|error| local(path, &error))
+}
+
+/// The sums on the store, but for those that others have taken in.
+async fn sums(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<Sums, BudgetError> {
+    let found: Vec<_> = store.list(Some(prefix)).try_collect().await.map_err(|error| on_store(prefix, &error))?;
+    let mut sums = Sums::new();
+    for meta in found {
+        let Some(run) = meta.location.filename().and_then(|name| name.strip_suffix(".json")) else { continue };
+        // It may have been taken in since it was listed.
+        if let Some(sum) = read(store, &meta.location).await? {
+            sums.insert(run.to_owned(), sum);
+        }
+    }
+    let taken: BTreeSet<String> = sums.values().flat_map(|sum| sum.of.iter().cloned()).collect();
+    sums.retain(|run, _| !taken.contains(run));
+    Ok(sums)
+}
+
+fn total(sums: &Sums) -> Nanodollars {
+    let parts = sums.values().map(|sum| Nanodollars(sum.nanodollars).plus(Nanodollars(sum.earlier)));
+    parts.fold(Nanodollars::default(), Nanodollars::plus)
+}
+
+async fn read(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Option<Sum>, BudgetError> {
+    let content = match store.get(path).await {
+        Ok(found) => found.bytes().await.map_err(|error| on_store(path, &error))?,
+        Err(object_store::Error::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(on_store(path, &error)),
+    };
+    serde_json::from_slice(&content).map(Some).map_err(|error| on_store(path, &format!("it says no sum: {error}")))
+}
+
+async fn put(store: &Arc<dyn ObjectStore>, path: &Path, sum: &Sum) -> Result<(), BudgetError> {
+    let content = serde_json::to_vec(sum).map_err(|error| on_store(path, &error))?;
+    store.put(path, content.into()).await.map_err(|error| on_store(path, &error))?;
+    Ok(())
 }
 
 /// What a run's file says was spent: what calls cost, and the worst case of those whose end isn't known. A line that was cut
@@ -146,29 +208,10 @@ fn sum(text: &str) -> Nanodollars {
     Nanodollars(calls.values().fold(0, |sum: u64, amount| sum.saturating_add(*amount)))
 }
 
-/// The file at `path`, locked, with this process's number in it.
-fn locked(path: &FilePath) -> Result<File, BudgetError> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-    let mut file = file.map_err(|error| local(path, &error))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Only to name it.
-            let _ = file.read_to_string(&mut holder);
-            return Err(BudgetError::Held { holder });
-        }
-        Err(TryLockError::Error(error)) => return Err(local(path, &error)),
-    }
-    let named = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0)));
-    let named = named.and_then(|_| write!(file, "process {}", std::process::id()));
-    named.map_err(|error| local(path, &error))?;
-    Ok(file)
-}
-
-async fn put(store: &Arc<dyn ObjectStore>, path: &Path, sum: Nanodollars) -> Result<(), BudgetError> {
-    store.put(path, sum.0.to_string().into()).await.map_err(|error| on_store(path, &error))?;
-    Ok(())
+/// Tells one start of this machine from another; where it has no such name, each time is another start.
+fn boot() -> String {
+    let named = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    named.map_or_else(|| nanoseconds().to_string(), |name| name.trim().to_owned())
 }
 
 fn nanoseconds() -> u128 {

@@ -75,12 +75,6 @@ pub enum BudgetError {
         /// The most that the next call may cost.
         call: Nanodollars,
     },
-    /// Another run of the same pipeline spends from it.
-    #[error("another run of this pipeline holds its budget ({holder})")]
-    Held {
-        /// Who: a process.
-        holder: String,
-    },
     /// What was spent can't be read or written down.
     #[error("the record of what was spent, at `{path}`, can't be used: {message}")]
     Record {
@@ -94,11 +88,13 @@ pub enum BudgetError {
 /// What a pipeline may still spend.
 ///
 /// A call is let through only if what is spent, what calls under way may cost at most, and what it may cost itself stay
-/// within the budget; else it waits for one of those under way. So the budget is never passed, whatever answers come.
+/// within the budget; else it waits for one of those under way. So the budget is never passed, whatever answers come. One run at a
+/// time should spend from it, which is the caller's to see to.
 ///
-/// **Durability.** Before a call is made its worst case stands in a file of this machine, and what it did cost after it.
-/// A run that is killed leaves that file; the next run counts every call in it whose end isn't known with its worst case.
-/// Sums go to the store now and then and at the end, where runs on other machines find them.
+/// **Durability.** Before a call is made, the store says how much this run will have spent at most, a few dozen calls ahead, and a
+/// file of this machine says what the call may cost; what it did cost follows. A run that is killed leaves both. The next run on
+/// this machine reads the file and counts every call whose end it doesn't know with its worst case; one on another machine, or
+/// after a power cut, counts what the store says.
 #[derive(Debug)]
 pub struct Budget {
     limit: Nanodollars,
@@ -106,35 +102,54 @@ pub struct Budget {
     /// A call ended.
     changed: Notify,
     ledger: Ledger,
+    /// Two promises at once would be made from the same sums.
+    promising: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    spent: Nanodollars,
+    /// What other runs spent, or may have.
+    others: Nanodollars,
+    /// What this run's calls cost, as far as they have ended.
+    paid: Nanodollars,
     /// The worst cases of the calls under way, and how many they are.
     held: Nanodollars,
     open: usize,
     calls: u64,
+    /// What the store says that this run spends at most.
+    promised: Nanodollars,
 }
+
+impl State {
+    fn with(&self, worst: Nanodollars) -> Nanodollars {
+        self.paid.plus(self.held).plus(worst)
+    }
+}
+
+/// So many calls, or so large a part of the budget, are promised ahead: one request to the store for all of them.
+const CALLS_AHEAD: u64 = 64;
+const PART_AHEAD: u64 = 32;
 
 impl Budget {
     /// Opens the budget whose record is under `prefix` of `store` and in the local `folder`, made if need be.
     ///
     /// # Errors
-    /// When another run holds it, or the record can't be read.
+    /// When the record can't be read.
     pub async fn open(
         store: Arc<dyn ObjectStore>,
         prefix: Path,
         folder: &std::path::Path,
         limit: Nanodollars,
     ) -> Result<Self, BudgetError> {
-        let (ledger, spent) = Ledger::open(store, prefix, folder).await?;
-        Ok(Self { limit, state: Mutex::new(State { spent, ..State::default() }), changed: Notify::new(), ledger })
+        let (ledger, others) = Ledger::open(store, prefix, folder).await?;
+        let state = Mutex::new(State { others, ..State::default() });
+        Ok(Self { limit, state, changed: Notify::new(), ledger, promising: tokio::sync::Mutex::default() })
     }
 
-    /// What was spent by all runs so far.
+    /// What was spent by all runs so far, at most.
     pub fn spent(&self) -> Nanodollars {
-        self.state().spent
+        let state = self.state();
+        state.others.plus(state.paid)
     }
 
     /// Lets a call through that may cost `worst` at most, as soon as the budget has room for it.
@@ -149,9 +164,11 @@ impl Budget {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            {
+            let has_room = {
                 let mut state = self.state();
-                if state.spent.plus(state.held).plus(worst) <= self.limit {
+                let wanted = state.with(worst);
+                let has_room = state.others.plus(wanted) <= self.limit;
+                if has_room && wanted <= state.promised {
                     let call = state.calls;
                     self.ledger.hold(call, worst)?;
                     state.calls += 1;
@@ -159,20 +176,54 @@ impl Budget {
                     state.open += 1;
                     return Ok(Hold { budget: self, call, worst, cost: worst });
                 }
-                if state.open == 0 {
-                    return Err(BudgetError::Spent { limit: self.limit, spent: state.spent, call: worst });
+                if !has_room && state.open == 0 {
+                    return Err(BudgetError::Spent { limit: self.limit, spent: state.others.plus(state.paid), call: worst });
                 }
+                has_room
+            };
+            if has_room {
+                self.promise(worst).await?;
+            } else {
+                changed.await;
             }
-            changed.await;
         }
     }
 
-    /// Brings the sum to the store if it hasn't been there for a while, or `now`.
+    /// Has the store say that this run spends more, enough for a call of `worst` and for some after it.
+    async fn promise(&self, worst: Nanodollars) -> Result<(), BudgetError> {
+        let _alone = self.promising.lock().await;
+        let is_promised = |state: &State| state.with(worst) <= state.promised;
+        if is_promised(&self.state()) {
+            return Ok(());
+        }
+        let others = self.ledger.others().await?;
+        let promise = {
+            let mut state = self.state();
+            state.others = others;
+            let ahead = worst.0.saturating_mul(CALLS_AHEAD).max(self.limit.0 / PART_AHEAD);
+            Nanodollars(state.with(Nanodollars(ahead)).0.min(self.limit.0.saturating_sub(others.0)))
+        };
+        self.ledger.promise(promise, false).await?;
+        self.state().promised = promise;
+        Ok(())
+    }
+
+    /// Has the store say what this run really spent. Calls under way count with their worst case; more may follow.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn upload(&self, now: bool) -> Result<(), BudgetError> {
-        self.ledger.upload(now).await
+    pub async fn settle(&self) -> Result<(), BudgetError> {
+        let _alone = self.promising.lock().await;
+        let spent = {
+            let mut state = self.state();
+            if state.promised == Nanodollars::default() {
+                return Ok(());
+            }
+            // Calls from here on need a promise of their own.
+            state.promised = state.with(Nanodollars::default());
+            state.promised
+        };
+        self.ledger.promise(spent, true).await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -202,7 +253,7 @@ impl Drop for Hold<'_> {
         self.budget.ledger.paid(self.call, self.cost);
         let mut state = self.budget.state();
         state.held = Nanodollars(state.held.0.saturating_sub(self.worst.0));
-        state.spent = state.spent.plus(self.cost);
+        state.paid = state.paid.plus(self.cost);
         state.open -= 1;
         drop(state);
         self.budget.changed.notify_waiters();
@@ -211,6 +262,8 @@ impl Drop for Hold<'_> {
 
 #[cfg(test)]
 mod tests {
+    use futures::TryStreamExt;
+    use object_store::ObjectStoreExt;
     use object_store::memory::InMemory;
 
     use super::*;
@@ -266,10 +319,23 @@ mod tests {
         budget.hold(Nanodollars(5 * CENT.0)).await.expect("room").paid(Nanodollars(2 * CENT.0));
         drop(budget.hold(Nanodollars(3 * CENT.0)).await.expect("room"));
         assert_eq!(budget.spent(), Nanodollars(5 * CENT.0), "an end that isn't known counts with its worst case");
-        budget.upload(true).await.expect("the store takes it");
+        budget.settle().await.expect("the store takes it");
         drop(budget);
+        assert_eq!(std::fs::read_dir(here.path()).expect("made").count(), 0, "the store has it");
         assert_eq!(open(&store, there.path(), 10).await.spent(), Nanodollars(5 * CENT.0));
-        assert_eq!(open(&store, here.path(), 10).await.spent(), Nanodollars(5 * CENT.0), "counted once");
+        let next = open(&store, here.path(), 10).await;
+        assert_eq!(next.spent(), Nanodollars(5 * CENT.0), "counted once");
+        next.hold(CENT).await.expect("room").paid(CENT);
+        next.settle().await.expect("the store takes it");
+        let files = store.list(Some(&Path::from("budget"))).try_collect::<Vec<_>>().await.expect("listed");
+        assert_eq!(files.len(), 1, "sums don't pile up");
+        assert_eq!(open(&store, there.path(), 10).await.spent(), Nanodollars(6 * CENT.0));
+    }
+
+    /// As a kill leaves it: nothing is written any more, and the lock is gone.
+    fn kill(budget: Budget) {
+        budget.ledger.release_for_test();
+        std::mem::forget(budget);
     }
 
     #[tokio::test]
@@ -277,13 +343,41 @@ mod tests {
         let (store, folder) = (Arc::new(InMemory::new()), folder());
         let budget = open(&store, folder.path(), 10).await;
         budget.hold(Nanodollars(5 * CENT.0)).await.expect("room").paid(CENT);
-        let open_call = budget.hold(Nanodollars(3 * CENT.0)).await.expect("room");
-        let second = Budget::open(store.clone(), Path::from("budget/p"), folder.path(), CENT).await;
-        assert!(matches!(second, Err(BudgetError::Held { .. })), "one run at a time");
-        // As a kill leaves it: nothing is written any more, and the lock is gone.
-        std::mem::forget(open_call);
-        budget.ledger.release_for_test();
-        std::mem::forget(budget);
+        std::mem::forget(budget.hold(Nanodollars(3 * CENT.0)).await.expect("room"));
+        kill(budget);
         assert_eq!(open(&store, folder.path(), 10).await.spent(), Nanodollars(4 * CENT.0));
+        assert_eq!(open(&store, folder.path(), 10).await.spent(), Nanodollars(4 * CENT.0), "once");
+    }
+
+    #[tokio::test]
+    async fn on_another_machine_a_killed_run_counts_with_what_it_promised() {
+        let (store, here, there) = (Arc::new(InMemory::new()), folder(), folder());
+        let budget = open(&store, here.path(), 1000).await;
+        budget.hold(CENT).await.expect("room").paid(Nanodollars(1));
+        kill(budget);
+        let other = open(&store, there.path(), 1000).await;
+        assert_eq!(other.spent(), Nanodollars(64 * CENT.0));
+        other.hold(CENT).await.expect("room").paid(Nanodollars(2));
+        other.settle().await.expect("the store takes it");
+        // The first machine knows better, and then all do.
+        assert_eq!(open(&store, here.path(), 1000).await.spent(), Nanodollars(3));
+        assert_eq!(open(&store, there.path(), 1000).await.spent(), Nanodollars(3));
+    }
+
+    #[tokio::test]
+    async fn a_run_that_was_taken_for_dead_doesnt_pass_the_budget_either() {
+        let (store, here, there) = (Arc::new(InMemory::new()), folder(), folder());
+        let (first, second) = (open(&store, here.path(), 10).await, open(&store, there.path(), 10).await);
+        first.hold(Nanodollars(6 * CENT.0)).await.expect("room").paid(Nanodollars(6 * CENT.0));
+        let failure = second.hold(Nanodollars(6 * CENT.0)).await.expect_err("it sees what the first one promised");
+        assert!(matches!(failure, BudgetError::Spent { .. }), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_sum_that_cannot_be_read_is_named() {
+        let (store, folder) = (Arc::new(InMemory::new()), folder());
+        store.put(&Path::from("budget/p/1-2.json"), "{".into()).await.expect("put");
+        let failure = Budget::open(store, Path::from("budget/p"), folder.path(), CENT).await.expect_err("it may be any amount");
+        assert!(failure.to_string().contains("budget/p/1-2.json"), "{failure}");
     }
 }
