@@ -10,6 +10,7 @@ mod errors;
 mod export;
 mod faults;
 mod keys;
+mod names;
 mod operators;
 mod project;
 mod s3;

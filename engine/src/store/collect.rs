@@ -10,7 +10,7 @@ use object_store::{ObjectMeta, ObjectStoreExt, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Action, Store};
+use super::{Action, Store, lease};
 use crate::failure::Failure;
 
 /// What is kept.
@@ -81,6 +81,9 @@ impl Store {
         let (kept_keys, old_runs) = self.runs(keep.runs).await?;
         let old_runs: Vec<Path> = old_runs.into_iter().filter(is_old).map(|meta| meta.location).collect();
         collected.runs = old_runs.len();
+        // Who lives writes them anew all the time.
+        let is_expired = |meta: &ObjectMeta| is_old(meta) && age(listing.now, meta) >= lease::EXPIRY;
+        let leases = self.list(&Path::from("leases")).await?.into_iter().filter(is_expired).map(|meta| meta.location).collect();
 
         let highest = |key: &str| listing.actions.iter().filter(|action| action.key == key).map(|action| action.generation).max();
         let is_kept = |action: &Listed| {
@@ -146,6 +149,7 @@ impl Store {
         self.write(&Path::from(RETIRED), content.into()).await?;
         let paths = |metas: &[&ObjectMeta]| metas.iter().map(|meta| meta.location.clone()).collect::<Vec<_>>();
         self.delete(old_runs).await?;
+        self.delete(leases).await?;
         self.delete(retiring.iter().map(|action| action.meta.location.clone()).collect()).await?;
         self.delete(retiring.iter().map(|action| Self::damage(&action.key, action.generation.into())).collect()).await?;
         self.delete(paths(&records)).await?;
@@ -219,6 +223,11 @@ impl Store {
 /// The folder of a path.
 fn folder(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+/// How long ago an object was written.
+fn age(now: DateTime<Utc>, meta: &ObjectMeta) -> Duration {
+    now.signed_duration_since(meta.last_modified).to_std().unwrap_or_default()
 }
 
 /// `parts/<step>`: what stages of one kind and config share.

@@ -17,7 +17,7 @@ use crate::failure::Failure;
 /// How often a holder says that it lives.
 const BEAT: Duration = Duration::from_secs(15);
 /// A holder that hasn't said so for this long, by the clock of the one who waits, is dead.
-const EXPIRY: Duration = Duration::from_secs(60);
+pub(super) const EXPIRY: Duration = Duration::from_secs(60);
 /// Time between two looks at a lease that is held: first and longest.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
