@@ -42,7 +42,12 @@ pub async fn source_columns(spec: &Spec, folder: &FilePath, cache: &FilePath, bu
     found
 }
 
-async fn columns(source: &Source, folder: &FilePath, cache: &FilePath, buckets: &Buckets) -> Result<SchemaRef, Failure> {
+pub(super) async fn columns(
+    source: &Source,
+    folder: &FilePath,
+    cache: &FilePath,
+    buckets: &Buckets,
+) -> Result<SchemaRef, Failure> {
     let files = sources::list(source, folder, cache, buckets).await?;
     if let Some(file) = files.iter().find(|file| is_compressed(&file.path)) {
         return Err(Failure::data(format!("`{}`: a table isn't compressed as a whole", file.source))

@@ -5,6 +5,8 @@ mod cache;
 mod collect;
 mod discard;
 mod durable;
+#[cfg(test)]
+mod fuzz;
 mod manifest;
 mod probe;
 mod refusal;
