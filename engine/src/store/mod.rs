@@ -355,6 +355,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_size_that_a_record_claims_takes_no_memory() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path().to_str().expect("UTF-8"), &Buckets::default()).await.expect("made");
+        let path = Path::from("parts/s/r/a");
+        store.write(&path, Bytes::from_static(b"content")).await.expect("written");
+        let read: object_store::Result<Vec<_>> = pieces(store.objects().clone(), path, u64::MAX).try_collect().await;
+        assert!(read.is_err());
+    }
+
+    #[tokio::test]
     async fn a_file_goes_up_whole_whatever_its_size() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(folder.path().join("s").to_str().expect("UTF-8"), &Buckets::default()).await.expect("made");
