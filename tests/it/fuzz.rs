@@ -131,7 +131,13 @@ fn checked(text: &str, overrides: &[(String, String)], folder: &Path) -> (Option
         let sources: SourceColumns = spec
             .stages
             .iter()
-            .filter(|stage| stage.operator.as_ref().and_then(|(_, operator, _)| operator.source()).is_some_and(|source| source.columns_in_files))
+            .filter(|stage| {
+                stage
+                    .operator
+                    .as_ref()
+                    .and_then(|(_, operator, _)| operator.source())
+                    .is_some_and(|source| source.columns_in_files)
+            })
             .map(|stage| (stage.name.clone(), Err(Failure::data("nobody looked"))))
             .collect();
         let (bound, more) = Plan::compile(spec, &REGISTRY, folder.to_owned(), &sources);

@@ -70,7 +70,6 @@ pub(super) async fn columns(
             Ok(schema) => return Ok(schema),
             Err(ParquetError::NeedMoreData(more)) if (more as u64) <= LARGEST.min(first.size) && more as u64 > length => {
                 wanted = more as u64;
-                continue;
             }
             Err(error) => return Err(no_table(&error)),
         }

@@ -187,8 +187,7 @@ async fn read_part(store: &Store, part: &Part, schema: SchemaRef) -> Result<Send
     let content =
         content.ok_or_else(|| Failure::external(format!("`{}` is missing", part.path)).hint("run again: it is made anew"))?;
     let path = part.path.clone();
-    let mut rows =
-        decoding(&path, || Ok(ParquetRecordBatchReaderBuilder::try_new(content)?.with_batch_size(1024).build()?))?;
+    let mut rows = decoding(&path, || Ok(ParquetRecordBatchReaderBuilder::try_new(content)?.with_batch_size(1024).build()?))?;
     let batch_schema = schema.clone();
     let mut is_over = false;
     let rows = std::iter::from_fn(move || {
@@ -283,7 +282,8 @@ pub async fn query(
     let schema = rows.schema();
     // As in `decoding`: a scan decodes parts, too.
     let rows = AssertUnwindSafe(rows).catch_unwind().map(|batch| {
-        let undecoded = |_| Err(Failure::external("a part doesn't hold what was written there").hint("`run --verify` makes it anew").into());
+        let undecoded =
+            |_| Err(Failure::external("a part doesn't hold what was written there").hint("`run --verify` makes it anew").into());
         batch.unwrap_or_else(undecoded)
     });
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))

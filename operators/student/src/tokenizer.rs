@@ -268,7 +268,12 @@ pub(crate) mod tests {
     #[test]
     fn a_file_that_is_cut_off_is_no_tokenizer() {
         let json = train(TEXTS.iter(), 300).unwrap().json;
-        for place in json.match_indices(['{', ',', ':']).map(|(place, _)| place).step_by(97).chain([json.find("\"decoder\"").unwrap() + 20]) {
+        for place in json
+            .match_indices(['{', ',', ':'])
+            .map(|(place, _)| place)
+            .step_by(97)
+            .chain([json.find("\"decoder\"").unwrap() + 20])
+        {
             assert!(matches!(Tokenizer::from_json(&json.as_bytes()[..place]), Err(TokenizerError::Parse(_))), "{place}");
         }
         assert!(Tokenizer::from_json(json.replace("\"decoder\": {", "\"decoder\": 3, \"x\": {").as_bytes()).is_err());
