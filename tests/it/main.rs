@@ -9,6 +9,7 @@ mod embedder;
 mod errors;
 mod export;
 mod faults;
+mod fuzz;
 mod keys;
 mod names;
 mod operators;

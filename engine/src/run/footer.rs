@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read, Seek, SeekFrom},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path as FilePath,
     sync::Arc,
 };
@@ -42,7 +43,12 @@ pub async fn source_columns(spec: &Spec, folder: &FilePath, cache: &FilePath, bu
     found
 }
 
-async fn columns(source: &Source, folder: &FilePath, cache: &FilePath, buckets: &Buckets) -> Result<SchemaRef, Failure> {
+pub(super) async fn columns(
+    source: &Source,
+    folder: &FilePath,
+    cache: &FilePath,
+    buckets: &Buckets,
+) -> Result<SchemaRef, Failure> {
     let files = sources::list(source, folder, cache, buckets).await?;
     if let Some(file) = files.iter().find(|file| is_compressed(&file.path)) {
         return Err(Failure::data(format!("`{}`: a table isn't compressed as a whole", file.source))
@@ -60,19 +66,27 @@ async fn columns(source: &Source, folder: &FilePath, cache: &FilePath, buckets: 
     loop {
         let length = wanted.min(first.size);
         let tail = tail(first, length, buckets).await?;
-        let mut reader = ParquetMetaDataReader::new();
-        match reader.try_parse_sized(&tail, first.size) {
-            Ok(()) => {}
+        match schema(&tail, first.size) {
+            Ok(schema) => return Ok(schema),
             Err(ParquetError::NeedMoreData(more)) if (more as u64) <= LARGEST.min(first.size) && more as u64 > length => {
                 wanted = more as u64;
-                continue;
             }
             Err(error) => return Err(no_table(&error)),
         }
-        let footer = reader.finish().map_err(|error| no_table(&error))?;
-        let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), ArrowReaderOptions::new());
-        return Ok(metadata.map_err(|error| no_table(&error))?.schema().clone());
     }
+}
+
+/// The columns in the footer that `tail` ends with; of a file of `size` bytes.
+fn schema(tail: &Bytes, size: u64) -> Result<SchemaRef, ParquetError> {
+    let read = || {
+        let mut reader = ParquetMetaDataReader::new();
+        reader.try_parse_sized(tail, size)?;
+        let metadata = ArrowReaderMetadata::try_new(Arc::new(reader.finish()?), ArrowReaderOptions::new())?;
+        Ok(metadata.schema().clone())
+    };
+    // The reader panics on types that it doesn't know.
+    let no_footer = |_| Err(ParquetError::General("its footer makes no sense".to_owned()));
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(no_footer)
 }
 
 /// Whether a file's name says that it is compressed as a whole.

@@ -3,6 +3,8 @@
 mod codec;
 mod context;
 mod footer;
+#[cfg(test)]
+mod fuzz;
 mod gate;
 mod node;
 mod reason;

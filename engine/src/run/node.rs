@@ -356,7 +356,7 @@ async fn run_partition(
 }
 
 /// The record at `path`, if it and its files are whole; a broken one is removed, so that its partition runs anew.
-async fn committed(environment: &Environment, path: &Path) -> Result<Option<PartitionRecord>, Failure> {
+pub(super) async fn committed(environment: &Environment, path: &Path) -> Result<Option<PartitionRecord>, Failure> {
     let store = &environment.store;
     let Some(content) = store.read(path).await? else { return Ok(None) };
     let record: Option<PartitionRecord> = serde_json::from_slice(&content).ok();

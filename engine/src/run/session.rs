@@ -34,7 +34,7 @@ const MOST_IN_A_QUERY: usize = 16;
 
 /// How many partitions a shuffle of `content_bytes` has: a power of two, from the content alone.
 pub(crate) fn partitions(environment: &Environment, content_bytes: u64) -> usize {
-    let partitions = content_bytes.div_ceil(environment.part_bytes).max(1).next_power_of_two().min(MOST_PARTITIONS);
+    let partitions = content_bytes.div_ceil(environment.part_bytes).clamp(1, MOST_PARTITIONS).next_power_of_two();
     usize::try_from(partitions).unwrap_or(1)
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Component, Path as FilePath, PathBuf},
     sync::Arc,
 };
@@ -185,10 +186,22 @@ async fn read_part(store: &Store, part: &Part, schema: SchemaRef) -> Result<Send
     let content = store.read(&Path::from(part.path.as_str())).await?;
     let content =
         content.ok_or_else(|| Failure::external(format!("`{}` is missing", part.path)).hint("run again: it is made anew"))?;
-    let rows = ParquetRecordBatchReaderBuilder::try_new(content)?.with_batch_size(1024).build()?;
+    let path = part.path.clone();
+    let mut rows = decoding(&path, || Ok(ParquetRecordBatchReaderBuilder::try_new(content)?.with_batch_size(1024).build()?))?;
     let batch_schema = schema.clone();
-    let rows = rows.map(move |batch| Ok(RecordBatch::try_new(batch_schema.clone(), batch?.columns().to_vec())?));
+    let mut is_over = false;
+    let rows = std::iter::from_fn(move || {
+        let mut next = || rows.next().map(|batch| Ok(RecordBatch::try_new(batch_schema.clone(), batch?.columns().to_vec())?));
+        let batch = if is_over { None } else { decoding(&path, || next().transpose()).transpose() };
+        is_over = !matches!(batch, Some(Ok(_)));
+        batch
+    });
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(rows))))
+}
+
+/// Decodes something of a part. The decoder panics on some that nobody wrote: these don't hold what they should.
+fn decoding<T>(part: &str, decode: impl FnOnce() -> Result<T, DataFusionError>) -> Result<T, DataFusionError> {
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(Failure::damaged(part).into()))
 }
 
 /// A scan over parts: a partition for each group of them. Each part is read whole and in its order.
@@ -265,7 +278,15 @@ pub async fn query(
     let batch_rows = session::batch_rows(bytes, tables().map(Table::rows).sum());
     let context = session::context(environment, session::partitions(environment, bytes), batch_rows);
     register(&context, inputs)?;
-    Ok(context.sql(sql).await?.execute_stream().await?)
+    let rows = context.sql(sql).await?.execute_stream().await?;
+    let schema = rows.schema();
+    // As in `decoding`: a scan decodes parts, too.
+    let rows = AssertUnwindSafe(rows).catch_unwind().map(|batch| {
+        let undecoded =
+            |_| Err(Failure::external("a part doesn't hold what was written there").hint("`run --verify` makes it anew").into());
+        batch.unwrap_or_else(undecoded)
+    });
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
 }
 
 /// Registers tables by port: `name`, or `name_0`, `name_1`, ... where a port takes a list.

@@ -10,7 +10,11 @@ use object_store::{ObjectMeta, ObjectStoreExt, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+<<<<<<< HEAD
 use super::{Action, Store, lease};
+=======
+use super::{Action, Store, manifest::is_stage_key};
+>>>>>>> h-fuzz
 use crate::failure::Failure;
 
 /// What is kept.
@@ -171,6 +175,9 @@ impl Store {
         for meta in self.list(&Path::from("actions")).await? {
             let names: Vec<String> = meta.location.parts().map(|part| part.as_ref().to_owned()).collect();
             let [_, _, key, file] = names.as_slice() else { continue };
+            if !is_stage_key(key) {
+                continue;
+            }
             let Some(generation) = file.strip_suffix(".json").and_then(|number| number.parse().ok()) else { continue };
             let action = self.read(&meta.location).await?.and_then(|content| serde_json::from_slice::<Action>(&content).ok());
             actions.push(Listed { key: key.clone(), generation, manifest: action.map(|action| action.manifest), meta });
@@ -308,6 +315,16 @@ mod tests {
         assert!(gone('a') && gone('d') && !gone('b') && !gone('c'), "{left:?}");
         assert!(store.latest_action(&key('b')).await.expect("read").is_some());
         assert_eq!(store.collect(NOW, false).await.expect("collected"), Collected::default(), "nothing is left to do");
+    }
+
+    #[tokio::test]
+    async fn what_has_no_stage_key_for_a_name_is_no_action_and_stays() {
+        let (_folder, store) = store().await;
+        for name in ["actions/ab/x/000001.json", "actions/\u{e4}/\u{e4}/000001.json"] {
+            store.write(&Path::from(name), "{}".into()).await.expect("written");
+        }
+        assert_eq!(store.collect(NOW, false).await.expect("collected"), Collected::default());
+        assert_eq!(paths(&store).await.len(), 2);
     }
 
     #[tokio::test]

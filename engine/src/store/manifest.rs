@@ -112,7 +112,7 @@ impl TableManifest {
 
     /// Bytes that the rows hold, uncompressed.
     pub fn content_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.content_bytes).sum()
+        self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.content_bytes))
     }
 }
 
@@ -190,7 +190,7 @@ impl Store {
     /// When the store fails. A record that can't be read counts as not there.
     pub async fn latest_action(&self, stage_key: &str) -> Result<Option<Committed>, Failure> {
         // Keys come from records, too, and those from anybody.
-        if stage_key.len() != 64 || !stage_key.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        if !is_stage_key(stage_key) {
             return Ok(None);
         }
         let found = self.list(&Self::actions(stage_key)).await?;
@@ -329,6 +329,11 @@ impl Store {
                 .hint("run again: the next generation is filled")),
         }
     }
+}
+
+/// Whether a text is a stage key and nothing else.
+pub(super) fn is_stage_key(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn missing(path: &str, bytes: u64, found: Option<u64>) -> String {

@@ -5,6 +5,8 @@ mod cache;
 mod collect;
 mod discard;
 mod durable;
+#[cfg(test)]
+mod fuzz;
 mod lease;
 mod manifest;
 mod probe;
@@ -352,6 +354,16 @@ mod tests {
         assert_eq!(store.create(&path, mine.clone()).await.expect("put"), None);
         assert_eq!(store.create(&path, mine.clone()).await.expect("put again"), None);
         assert_eq!(store.create(&path, Bytes::from_static(b"theirs")).await.expect("refused"), Some(mine));
+    }
+
+    #[tokio::test]
+    async fn a_size_that_a_record_claims_takes_no_memory() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path().to_str().expect("UTF-8"), &Buckets::default()).await.expect("made");
+        let path = Path::from("parts/s/r/a");
+        store.write(&path, Bytes::from_static(b"content")).await.expect("written");
+        let read: object_store::Result<Vec<_>> = pieces(store.objects().clone(), path, u64::MAX).try_collect().await;
+        assert!(read.is_err());
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Objects of any size, in bounded memory.
 
-use std::{ops::Range, path::Path as FilePath, sync::Arc};
+use std::{path::Path as FilePath, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -106,11 +106,9 @@ async fn send(upload: &mut dyn MultipartUpload, mut pieces: BoxStream<'_, Result
 /// An object's content of `size` bytes in pieces, each by a request of its own, so that a slow reader holds no connection open
 /// and a broken one costs a piece. With each comes the state that the object was in.
 pub(crate) fn pieces(objects: Arc<dyn ObjectStore>, path: Path, size: u64) -> BoxStream<'static, Result<(Bytes, ObjectMeta)>> {
-    let ranges: Vec<Option<Range<u64>>> = if size <= PIECE as u64 {
-        vec![None]
-    } else {
-        (0..size).step_by(PIECE).map(|at| Some(at..size.min(at + PIECE as u64))).collect()
-    };
+    // One after the other: a size that a record claims costs nothing until there are bytes.
+    let range = move |at: u64| (size > PIECE as u64).then(|| at..size.min(at.saturating_add(PIECE as u64)));
+    let ranges = (0..size.max(1)).step_by(PIECE).map(range);
     futures::stream::iter(ranges)
         .map(move |range| {
             let (objects, path) = (objects.clone(), path.clone());

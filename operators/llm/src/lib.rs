@@ -15,6 +15,8 @@ mod budget;
 mod client;
 mod config;
 mod embed;
+#[cfg(test)]
+mod fuzz;
 mod headers;
 mod memo;
 mod offline;

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use ingrain_engine::failure::Failure;
+use ingrain_student::tokenizer::parse;
 use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
@@ -84,7 +85,7 @@ impl Tokens {
         if description.model.dropout.is_some_and(|dropout| dropout > 0.0) {
             return Err(Failure::data("the tokenizer leaves out merges at random (`dropout`)").hint("set it to null"));
         }
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| wrong(&error))?;
+        let mut tokenizer = parse(json).map_err(|error| wrong(&error))?;
         tokenizer.with_truncation(None).map_err(|error| wrong(&error))?;
         tokenizer.with_padding(None);
         Ok(Self { tokenizer, byte_level: ByteLevel::of(&description) })

@@ -394,4 +394,6 @@ impl Evaluate {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

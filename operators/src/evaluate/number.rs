@@ -52,7 +52,7 @@ impl Number<'_> {
                 None => std::iter::once(1.0).chain(asked.iter().copied()).chain(unsaid).map(|unit| number.value * unit).collect(),
             }
         };
-        let near = |said: f64, right: f64| (said - right).abs() <= (tolerance + ROUNDING) * right.abs();
+        let near = |said: f64, right: f64| right.is_finite() && (said - right).abs() <= (tolerance + ROUNDING) * right.abs();
         let rights = readings(right, None);
         let said = readings(self, right.unit.filter(|unit| *unit == PERCENT));
         said.iter().any(|said| rights.iter().any(|right| near(*said, *right)))
@@ -143,7 +143,9 @@ fn value(digits: &str) -> Option<f64> {
     let mut thousands = groups.peekable();
     let head = thousands.peek().is_none() || (1..=3).contains(&first.len());
     let readable = head && only_digits(first) && thousands.all(|group| group.len() == 3 && only_digits(group));
-    (readable && only_digits(decimals)).then(|| digits.replace(',', ""))?.parse().ok()
+    let value: f64 = (readable && only_digits(decimals)).then(|| digits.replace(',', ""))?.parse().ok()?;
+    // With infinity everything is near enough.
+    value.is_finite().then_some(value)
 }
 
 /// What stands in front of digits and belongs to them, in any order: `-$`, `$(`.
@@ -291,6 +293,7 @@ mod tests {
             ("2015-2017", None),
             ("3\u{2013}5", None),
             ("10:30", None),
+            ("9".repeat(400).as_str(), None),
             ("1,5", None),
             ("1.2.3", None),
             ("Q2", None),

@@ -127,7 +127,10 @@ fn read(
 ) -> Result<(), Failure> {
     let (format, compression) = settings.format.of_file(&file.path)?;
     let read = match table {
-        Some(table) => table::read(table, compression, file, content, sink),
+        Some(table) => quietly(|| table::read(table, compression, file, content, sink)).unwrap_or_else(|panic| {
+            let wrong = Failure::data(format!("`{}` can't be read as Parquet: its decoder gave up: {panic}", file.source));
+            Err(wrong.hint("mend the file, or leave it out with `exclude`").into())
+        }),
         None => guarded(format, sink, |sink| of_format(settings, format, compression, file, content, sink)),
     };
     match read.and_then(|()| sink.flush()) {

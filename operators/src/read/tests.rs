@@ -21,18 +21,18 @@ use serde_json::{Value, json};
 
 use super::{Read, TYPE, content::Pieces, item::Batches, reading::items};
 
-fn settings(value: Value) -> Read {
+pub(super) fn settings(value: Value) -> Read {
     serde_json::from_value(value).unwrap()
 }
 
-type Outputs = BTreeMap<&'static str, Vec<RecordBatch>>;
+pub(super) type Outputs = BTreeMap<&'static str, Vec<RecordBatch>>;
 
 /// What comes of some files, each with its pieces.
 fn run_pieces(read: &Read, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, Failure> {
     run_bound(read, &Inputs::default(), files)
 }
 
-fn run_bound(read: &Read, inputs: &Inputs, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, Failure> {
+pub(super) fn run_bound(read: &Read, inputs: &Inputs, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let bound = read.bind(inputs).unwrap();
@@ -71,14 +71,14 @@ fn run_bound(read: &Read, inputs: &Inputs, files: Vec<(&str, u64, Pieces)>) -> R
 }
 
 /// A file that arrives in small pieces.
-fn in_pieces<'a>(path: &'a str, bytes: &[u8]) -> (&'a str, u64, Pieces) {
+pub(super) fn in_pieces<'a>(path: &'a str, bytes: &[u8]) -> (&'a str, u64, Pieces) {
     let size = 7.max(bytes.len() / 1000);
     let pieces: Vec<_> = bytes.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     (path, bytes.len() as u64, stream::iter(pieces).boxed())
 }
 
 /// What comes of some files.
-fn run(read: &Read, files: &[(&str, &[u8])]) -> Result<Outputs, Failure> {
+pub(super) fn run(read: &Read, files: &[(&str, &[u8])]) -> Result<Outputs, Failure> {
     run_pieces(read, files.iter().map(|(path, bytes)| in_pieces(path, bytes)).collect())
 }
 
@@ -92,15 +92,15 @@ fn column(outputs: &Outputs, output: &str, name: &str) -> Vec<String> {
     texts.collect()
 }
 
-fn documents(outputs: &Outputs, name: &str) -> Vec<String> {
+pub(super) fn documents(outputs: &Outputs, name: &str) -> Vec<String> {
     column(outputs, DEFAULT_OUTPUT, name)
 }
 
-fn rejects(outputs: &Outputs, name: &str) -> Vec<String> {
+pub(super) fn rejects(outputs: &Outputs, name: &str) -> Vec<String> {
     column(outputs, REJECTS_OUTPUT, name)
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
@@ -315,7 +315,7 @@ fn rows_of_csv_become_documents() {
     assert_eq!(rejects(&found, "reason"), ["empty", "not_utf8"]);
 }
 
-fn parquet_file(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+pub(super) fn parquet_file(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
     let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true))).unwrap();
     let mut file = Vec::new();
     let mut writer = parquet::arrow::ArrowWriter::try_new(&mut file, batch.schema(), None).unwrap();
@@ -383,7 +383,7 @@ fn files_of_a_table_have_its_columns() {
 }
 
 /// A PDF of these objects, numbered from 1, the first of which is its root.
-fn pdf_of(objects: &[String], trailer: &str) -> Vec<u8> {
+pub(super) fn pdf_of(objects: &[String], trailer: &str) -> Vec<u8> {
     let mut file = "%PDF-1.4\n".to_owned();
     let mut places = String::new();
     for (number, object) in objects.iter().enumerate() {
@@ -397,12 +397,12 @@ fn pdf_of(objects: &[String], trailer: &str) -> Vec<u8> {
     file.into_bytes()
 }
 
-fn stream_of(dictionary: &str, content: &str) -> String {
+pub(super) fn stream_of(dictionary: &str, content: &str) -> String {
     format!("<< {dictionary} /Length {} >>\nstream\n{content}\nendstream", content.len())
 }
 
 /// A PDF with a page for each content; `/F` is Helvetica, `/X` the object behind the pages, which is `form`.
-fn pdf(contents: &[&str], form: &str) -> Vec<u8> {
+pub(super) fn pdf(contents: &[&str], form: &str) -> Vec<u8> {
     let count = contents.len();
     let form_number = 4 + 2 * count;
     let pages: Vec<String> = (0..count).map(|n| format!("{} 0 R", 4 + 2 * n)).collect();

@@ -1,5 +1,7 @@
 //! Prompt templates: minijinja without loaders, so that a template can read nothing but its variables.
 
+#[cfg(test)]
+mod fuzz;
 mod tags;
 
 use std::{

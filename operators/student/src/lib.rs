@@ -22,6 +22,8 @@ pub mod weights;
 
 mod cpu;
 mod engine;
+#[cfg(test)]
+mod fuzz;
 mod graph;
 mod optimizer;
 

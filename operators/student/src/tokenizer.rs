@@ -1,6 +1,7 @@
 //! Byte-level BPE: trained here, or read from a `tokenizer.json`.
 
 use std::collections::HashSet;
+use std::panic::catch_unwind;
 use std::sync::Arc;
 
 use tokenizers::models::TrainerWrapper;
@@ -96,6 +97,19 @@ where
     Ok(Trained { json, vocabulary })
 }
 
+/// Reads a `tokenizer.json`.
+///
+/// # Errors
+/// When the bytes are none.
+pub fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    // The library takes it for granted that its file is JSON, and panics in the middle of one that isn't.
+    serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| TokenizerError::Parse(error.to_string()))?;
+    match catch_unwind(|| tokenizers::Tokenizer::from_bytes(json)) {
+        Ok(parsed) => parsed.map_err(|error| TokenizerError::Parse(error.to_string())),
+        Err(_) => Err(TokenizerError::Parse("its parts don't fit together".to_owned())),
+    }
+}
+
 /// A tokenizer; clones share it, and any thread may use it.
 ///
 /// Text is always taken as text: the name of a special token inside a document is encoded letter by letter, so that no
@@ -133,7 +147,7 @@ impl Tokenizer {
     /// # Errors
     /// When the bytes are no tokenizer, or no end token is known.
     pub fn from_json_with_end(json: &[u8], end: Option<u32>) -> Result<Self, TokenizerError> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| TokenizerError::Parse(error.to_string()))?;
+        let mut inner = parse(json)?;
         inner.set_encode_special_tokens(true);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| TokenizerError::Library(error.to_string()))?;
@@ -249,6 +263,20 @@ pub(crate) mod tests {
         let ids = tokenizer.encode("before <|end|> after").unwrap();
         assert!(!ids.contains(&tokenizer.end_id()));
         assert_eq!(tokenizer.decode(&ids).unwrap(), "before <|end|> after");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_is_no_tokenizer() {
+        let json = train(TEXTS.iter(), 300).unwrap().json;
+        for place in json
+            .match_indices(['{', ',', ':'])
+            .map(|(place, _)| place)
+            .step_by(97)
+            .chain([json.find("\"decoder\"").unwrap() + 20])
+        {
+            assert!(matches!(Tokenizer::from_json(&json.as_bytes()[..place]), Err(TokenizerError::Parse(_))), "{place}");
+        }
+        assert!(Tokenizer::from_json(json.replace("\"decoder\": {", "\"decoder\": 3, \"x\": {").as_bytes()).is_err());
     }
 
     #[test]

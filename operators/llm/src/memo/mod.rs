@@ -301,6 +301,8 @@ fn keep_earlier(all: &mut HashMap<Key, Arc<str>>, key: Key, answer: Arc<str>) {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 #[cfg(test)]

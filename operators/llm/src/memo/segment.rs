@@ -1,6 +1,7 @@
 //! Segments: what the memo keeps on the store. A Parquet file with the columns `key` (32 bytes) and `answer` (the answer
 //! as JSON), sorted by key, named by its content.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray, RecordBatch, StringArray};
@@ -50,10 +51,18 @@ fn name(bytes: &[u8]) -> String {
 /// Decodes the segment that is called `named`. A file that isn't one, or doesn't hold what its name says, is an error; it never
 /// panics.
 pub(super) fn decode(bytes: Bytes, named: Option<&str>) -> Result<Vec<(Key, Arc<str>)>, parquet::errors::ParquetError> {
-    let wrong = |what: &str| parquet::errors::ParquetError::General(format!("not a memo segment: {what}"));
     if named.is_some_and(|named| named != name(&bytes)) {
         return Err(wrong("its name is that of another content"));
     }
+    // The decoder panics on some files that nobody wrote.
+    catch_unwind(AssertUnwindSafe(|| entries(bytes))).unwrap_or_else(|_| Err(wrong("its decoder gave up")))
+}
+
+fn wrong(what: &str) -> parquet::errors::ParquetError {
+    parquet::errors::ParquetError::General(format!("not a memo segment: {what}"))
+}
+
+fn entries(bytes: Bytes) -> Result<Vec<(Key, Arc<str>)>, parquet::errors::ParquetError> {
     let mut entries = Vec::new();
     for batch in ParquetRecordBatchReaderBuilder::try_new(bytes)?.build()? {
         let batch = batch?;

@@ -213,3 +213,12 @@ fn mismatch(sent: &Sent<'_>, what: String) -> Heard {
         hint: Some(format!("see whether `{}` is a model that embeds, and what its server's log says", sent.model.model)),
     }))
 }
+
+/// The vectors that a response holds, if it is one of vectors.
+#[cfg(test)]
+pub(super) fn read_for_test(sent: &Sent<'_>, received: Received, texts: usize) -> Option<Vec<Vec<f32>>> {
+    match read(sent, received, texts) {
+        Heard::Vectors { vectors, .. } => Some(vectors),
+        Heard::Other(_) => None,
+    }
+}

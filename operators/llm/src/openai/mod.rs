@@ -307,4 +307,6 @@ impl Teacher for OpenAi {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
