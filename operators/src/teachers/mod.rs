@@ -190,10 +190,19 @@ impl Service for Teachers {
         futures::future::join_all(clients.iter().map(|client| client.settle(PATIENCE))).await;
         let uploaded = self.upload(true).await;
         match self.memo.get() {
-            Some(memo) => memo.flush().await.map_err(memo_failure).and(uploaded),
+            Some(memo) => close(memo).await.and(uploaded),
             None => uploaded,
         }
     }
+}
+
+/// Uploads what a memo holds, and tidies up on the store. If that fails, only later runs have more to do.
+async fn close(memo: &Memo) -> Result<(), Failure> {
+    memo.flush().await.map_err(memo_failure)?;
+    if let Err(error) = memo.compact().await {
+        tracing::warn!(%error, "small segments of answers aren't merged for now");
+    }
+    Ok(())
 }
 
 fn budget_failure(error: BudgetError) -> Failure {
