@@ -205,7 +205,7 @@ impl Client {
         let mut tries = Tries::default();
         let mut unknown = Vec::new();
         for attempt in 0.. {
-            match memo.answer(&key(attempt)) {
+            match memo.answer(&key(attempt)).await? {
                 None if attempt >= attempts => {
                     if self.retries && teacher.varies() {
                         tries.hopeless = false;
@@ -259,7 +259,7 @@ impl Client {
     async fn fetch(&self, key: Key, request: &Request, draw: u32, attempt: u32) -> Result<(Answer, bool), Outage> {
         let inner = &self.inner;
         let turn = Turn::take(&inner.turns, key).await;
-        if let Some(answer) = inner.memo.answer(&key) {
+        if let Some(answer) = inner.memo.answer(&key).await? {
             return Ok((answer, true));
         }
         let call = inner.trial.begin()?;

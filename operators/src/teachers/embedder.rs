@@ -1,7 +1,7 @@
 //! Embedders for the stages of a run: one per model, with a memo of their own.
 //!
-//! Vectors don't lie among a teacher's answers: a memo is held in memory as a whole, and a run that only asks for answers has
-//! no use for them.
+//! Vectors don't lie among a teacher's answers: a memo's keys are read when it is opened, and a run that only asks for answers has
+//! no use for theirs.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,8 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use super::{
-    PATIENCE, Teachers, Unasked, budget_failure, config, estimate::Estimates, local_folder, memo_failure, open_budget, outage,
+    PATIENCE, Teachers, Unasked, budget_failure, close, config, estimate::Estimates, local_folder, memo_failure, open_budget,
+    outage,
 };
 
 /// Where on the store the vectors lie.
@@ -118,6 +119,13 @@ impl Service for Embedders {
         }
     }
 
+    async fn refresh(&self) -> Result<(), Failure> {
+        match self.memo.get() {
+            Some(memo) => memo.refresh().await.map_err(memo_failure),
+            None => Ok(()),
+        }
+    }
+
     async fn close(&self) -> Result<(), Failure> {
         let models: Vec<Embeddings> = self.models.lock().await.values().cloned().collect();
         // What was sent is paid for.
@@ -127,7 +135,7 @@ impl Service for Embedders {
             None => Ok(()),
         };
         match self.memo.get() {
-            Some(memo) => memo.flush().await.map_err(memo_failure).and(uploaded),
+            Some(memo) => close(memo).await.and(uploaded),
             None => uploaded,
         }
     }

@@ -194,16 +194,32 @@ impl Service for Teachers {
         }
     }
 
+    async fn refresh(&self) -> Result<(), Failure> {
+        match self.memo.get() {
+            Some(memo) => memo.refresh().await.map_err(memo_failure),
+            None => Ok(()),
+        }
+    }
+
     async fn close(&self) -> Result<(), Failure> {
         let clients: Vec<Arc<Client>> = self.clients.lock().await.values().cloned().collect();
         // What was sent is paid for.
         futures::future::join_all(clients.iter().map(|client| client.settle(PATIENCE))).await;
         let uploaded = self.settle().await;
         match self.memo.get() {
-            Some(memo) => memo.flush().await.map_err(memo_failure).and(uploaded),
+            Some(memo) => close(memo).await.and(uploaded),
             None => uploaded,
         }
     }
+}
+
+/// Uploads what a memo holds, and tidies up on the store. If that fails, only later runs have more to do.
+async fn close(memo: &Memo) -> Result<(), Failure> {
+    memo.flush().await.map_err(memo_failure)?;
+    if let Err(error) = memo.compact().await {
+        tracing::warn!(%error, "small segments of answers aren't merged for now");
+    }
+    Ok(())
 }
 
 fn budget_failure(error: BudgetError) -> Failure {

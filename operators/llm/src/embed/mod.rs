@@ -27,6 +27,9 @@ const TEXTS: usize = 32;
 /// Bytes of a request's texts, unless one text alone has more.
 const BYTES: usize = 256 << 10;
 
+/// Remembered vectors that are read at once.
+const LOOK_UPS: usize = 64;
+
 /// A text's vector, of length 1: the product of two is their cosine.
 pub type Vector = Arc<[f32]>;
 
@@ -94,8 +97,8 @@ type Text = (Key, String);
 type Found = Result<Vector, Reject>;
 
 impl Embeddings {
-    /// Keeps at most `max_in_flight` (at least 1) requests in flight. The memo is best one of its own: it is held in memory,
-    /// and vectors are larger than most answers.
+    /// Keeps at most `max_in_flight` (at least 1) requests in flight. The memo is best one of its own: vectors are larger than
+    /// most answers, and who looks for one of these reads few of those.
     pub fn new(embedder: Arc<dyn Embedder>, memo: Memo, max_in_flight: usize) -> Self {
         let max_in_flight = max_in_flight.max(1);
         let (trial, stopped, turn) = (Arc::default(), AtomicBool::new(false), Arc::default());
@@ -127,7 +130,7 @@ impl Embeddings {
         let turn = Arc::new(self.inner.turn.clone().lock_owned().await);
         let key = Key::vectors(&self.inner.embedder.identity(), refresh);
         let keys: Vec<Key> = texts.iter().map(|text| key(text)).collect();
-        let (mut found, unknown, memo_hits) = self.inner.look_up(&keys, texts);
+        let (mut found, unknown, memo_hits) = self.inner.look_up(&keys, texts).await?;
         count(Counts { memo_hits, ..Counts::default() });
         let requests = batches(unknown).into_iter().map(|batch| self.clone().exchange(batch, turn.clone()));
         let mut answered = stream::iter(requests).buffer_unordered(self.inner.max_in_flight);
@@ -172,28 +175,36 @@ impl Embeddings {
 
 impl Inner {
     /// What is known of texts, those that aren't, each once, and how many were remembered.
-    fn look_up(&self, keys: &[Key], texts: &[String]) -> (HashMap<Key, Found>, Vec<Text>, u64) {
+    async fn look_up(&self, keys: &[Key], texts: &[String]) -> Result<(HashMap<Key, Found>, Vec<Text>, u64), Outage> {
         let (mut found, mut unknown, mut remembered) = (HashMap::new(), Vec::new(), 0);
         let mut seen = HashSet::new();
-        for (key, text) in keys.iter().zip(texts).filter(|(key, _)| seen.insert(**key)) {
-            if text.trim().is_empty() {
-                found.insert(*key, Err(Reject::new("empty", "there is no text to embed")));
-            } else if let Some(known) = self.remembered(key) {
-                found.insert(*key, known);
-                remembered += 1;
-            } else {
-                unknown.push((*key, text.clone()));
+        let distinct: Vec<usize> = (0..keys.len().min(texts.len())).filter(|n| seen.insert(keys[*n])).collect();
+        let looked_up = distinct.into_iter().map(|n| async move {
+            let known = match texts[n].trim().is_empty() {
+                true => Some(Err(Reject::new("empty", "there is no text to embed"))),
+                false => self.remembered(keys[n]).await?,
+            };
+            Ok::<_, Outage>((n, known))
+        });
+        let mut looked_up = stream::iter(looked_up).buffered(LOOK_UPS);
+        while let Some((n, known)) = looked_up.try_next().await? {
+            match known {
+                Some(known) => {
+                    remembered += u64::from(!texts[n].trim().is_empty());
+                    found.insert(keys[n], known);
+                }
+                None => unknown.push((keys[n], texts[n].clone())),
             }
         }
-        (found, unknown, remembered)
+        Ok((found, unknown, remembered))
     }
 
-    fn remembered(&self, key: &Key) -> Option<Found> {
-        let answer = self.memo.answer(key)?;
-        match answer.whole() {
+    async fn remembered(&self, key: Key) -> Result<Option<Found>, Outage> {
+        let Some(answer) = self.memo.answer(&key).await? else { return Ok(None) };
+        Ok(match answer.whole() {
             Ok(text) => coding::decode(text).map(|vector| Ok(vector.into())),
             Err(reject) => Some(Err(reject)),
-        }
+        })
     }
 
     async fn ask(&self, batch: Vec<Text>) -> Result<(Vec<(Key, Found)>, Counts), Outage> {

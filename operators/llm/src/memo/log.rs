@@ -38,9 +38,17 @@ struct Order {
 }
 
 impl Log {
-    /// Makes a log of this process's own in `folder`. `written` is told of answers when the disk has them, even where the
-    /// caller who ordered the write has given up waiting.
-    pub(super) fn create(folder: &Path, written: impl Fn(&Entries) + Send + 'static) -> Result<Self, MemoError> {
+    /// Makes a log of this process's own in `folder`. `settled` is told of answers when the disk has them or has refused
+    /// them, even where the caller who ordered the write has given up waiting.
+    pub(super) fn create(folder: &Path, settled: impl Fn(&Entries) + Send + 'static) -> Result<Self, MemoError> {
+        Self::create_with(folder, settled, commit)
+    }
+
+    fn create_with(
+        folder: &Path,
+        settled: impl Fn(&Entries) + Send + 'static,
+        commit: impl Fn(&Database, &[Order]) -> Result<(), redb::Error> + Send + 'static,
+    ) -> Result<Self, MemoError> {
         std::fs::create_dir_all(folder).map_err(|error| MemoError::local(folder, &error))?;
         let (path, lock_path, lock) = own_name(folder)?;
         let database = Database::create(&path).map_err(|error| MemoError::local(&path, &error))?;
@@ -48,9 +56,19 @@ impl Log {
         let at = path.clone();
         let writer = std::thread::Builder::new()
             .name("memo-log".to_owned())
-            .spawn(move || write_all(&database, &waiting, &at, written))
+            .spawn(move || write_all(&database, &waiting, &at, settled, commit))
             .map_err(|error| MemoError::local(&path, &error))?;
         Ok(Self { orders: Some(orders), writer: Some(writer), path, lock_path, _lock: lock })
+    }
+
+    /// A log on a disk that takes nothing.
+    #[cfg(test)]
+    pub(super) fn full(folder: &Path, settled: impl Fn(&Entries) + Send + 'static) -> Result<Self, MemoError> {
+        let full = |_: &Database, orders: &[Order]| match orders.iter().any(|order| !order.put.is_empty()) {
+            true => Err(redb::Error::Io(io::Error::other("no space left on device"))),
+            false => Err(redb::Error::PreviousIo),
+        };
+        Self::create_with(folder, settled, full)
     }
 
     /// Writes `put`, removes `remove`, and returns when the disk has it.
@@ -75,14 +93,18 @@ impl Drop for Log {
     }
 }
 
-fn write_all(database: &Database, waiting: &mpsc::Receiver<Order>, path: &Path, written: impl Fn(&Entries)) -> bool {
+fn write_all(
+    database: &Database,
+    waiting: &mpsc::Receiver<Order>,
+    path: &Path,
+    settled: impl Fn(&Entries),
+    commit: impl Fn(&Database, &[Order]) -> Result<(), redb::Error>,
+) -> bool {
     while let Ok(first) = waiting.recv() {
         let orders: Vec<Order> = std::iter::once(first).chain(waiting.try_iter()).collect();
         let result = commit(database, &orders).map_err(|error| MemoError::local(path, &error));
         for order in orders {
-            if result.is_ok() {
-                written(&order.put);
-            }
+            settled(&order.put);
             // A caller that gave up waiting has no use for the result.
             let _ = order.done.send(result.clone());
         }

@@ -1,19 +1,29 @@
 //! The memo: what teachers have answered, so that nobody pays for it twice.
 
+mod cache;
+mod compact;
+mod index;
 mod key;
+mod keys;
 mod log;
 mod segment;
+mod segments;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use bytes::Bytes;
+use object_store::ObjectStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 
-use self::log::{Entries, Log};
+use self::index::Index;
+use self::keys::KeyFiles;
+use self::log::{Entries, Log, Orphan};
+use self::segment::Row;
+use self::segments::{Segments, Trouble};
 use crate::request::Answer;
 
 pub use self::key::Key;
@@ -22,8 +32,8 @@ pub use self::key::Key;
 const UPLOAD_EVERY: Duration = Duration::from_secs(60);
 /// A segment holds at most so many bytes of answers before compression.
 const SEGMENT_BYTES: usize = 64 << 20;
-/// Segments fetched at once when the memo is opened.
-const FETCHES: usize = 16;
+/// A lookup that finds its segment gone looks so often where the answer went.
+const LOOKS: usize = 4;
 
 /// Why the memo can't be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -60,13 +70,19 @@ impl MemoError {
 /// for what isn't there yet. Cloning is cheap and gives the same memo.
 ///
 /// **Durability.** [`Memo::record`] returns when the local disk has the answer (one fsync for all answers that wait at
-/// that moment), so neither kill -9 nor a power cut loses an answer that was seen. Segments reach the store every 60 s
-/// and by [`Memo::flush`]. A process that ends without leaves its log behind, and the next [`Memo::open`] on that folder
-/// adopts it; operating-system locks tell logs of the living from those of the dead, so any number of processes may share
-/// a folder and a store. They see each other's answers when they open, not while they run.
+/// that moment), so neither kill -9 nor a power cut loses an answer that was seen. Where the disk takes no more, it returns when
+/// the store has the answer. Segments reach the store every 60 s and by [`Memo::flush`]. A process that ends without leaves its
+/// log behind, and the next [`Memo::open`] or [`Memo::refresh`] on that folder adopts it; operating-system locks tell logs of
+/// the living from those of the dead, so any number of processes may share a folder and a store. They see each other's
+/// answers when they open and when they refresh.
 ///
-/// **Memory.** All answers under the prefix are held as JSON text: about their length plus 100 bytes each, so 300,000
-/// answers of 3 KB take 1 GB.
+/// **Memory.** 16 bytes for each answer on the store, so 160 MB for 10 million, and some MB for what is known of the segments;
+/// besides, answers that aren't on the store yet, as JSON text, and at most 256 MiB of segments that were read whole.
+///
+/// **Reading.** An answer is read when it is asked for: with two small reads, or from its segment, which is read whole when it
+/// is small or when as much was read of it answer by answer. [`Memo::open`] reads the keys, from copies in the folder where it
+/// has them; an empty memo costs a listing. Nothing but what was recorded under a key is ever given for it: an answer that is
+/// damaged on the store counts as unknown, with a warning.
 ///
 /// Where a key was answered twice (by two machines at once), all readers take the earlier answer.
 #[derive(Clone)]
@@ -75,19 +91,22 @@ pub struct Memo {
 }
 
 struct Inner {
-    store: Arc<dyn ObjectStore>,
-    prefix: Path,
-    answers: Arc<Mutex<Answers>>,
+    segments: Segments,
+    known: Arc<Mutex<Known>>,
     /// None in a memo that is only looked at.
     log: Option<Log>,
-    /// Two uploads at once would send the same answers twice.
-    uploading: tokio::sync::Mutex<()>,
+    local: PathBuf,
+    /// Held by whoever changes which segments there are. Two uploads at once would send the same answers twice.
+    storing: tokio::sync::Mutex<()>,
+    /// Whether it was said that the log can't be written.
+    is_log_missed: AtomicBool,
 }
 
 #[derive(Default)]
-struct Answers {
-    all: HashMap<Key, Arc<str>>,
-    /// Those that stand in the log only.
+struct Known {
+    /// Answers on the store.
+    index: Index,
+    /// Answers that stand in a log only.
     unsent: BTreeMap<Key, Arc<str>>,
 }
 
@@ -95,36 +114,26 @@ impl Memo {
     /// Opens the memo under `prefix` of `store`, with its log in the folder `local` (made if need be). Adopts the logs
     /// that ended processes left there and uploads them. Must be called on a tokio runtime, which then uploads now and
     /// then for as long as the memo lives.
+    ///
+    /// # Errors
+    /// When the folder can't be written, and when the store fails.
     pub async fn open(store: Arc<dyn ObjectStore>, prefix: Path, local: &std::path::Path) -> Result<Self, MemoError> {
-        let answers = Arc::new(Mutex::new(Answers::default()));
-        let recorded = Arc::clone(&answers);
-        let log = Log::create(local, move |entries| {
-            let mut answers = locked(&recorded);
-            for (key, answer) in entries {
-                answers.all.insert(*key, Arc::clone(answer));
-                answers.unsent.insert(*key, Arc::clone(answer));
-            }
-        })?;
-        // Orphans first: a process that ends while this one opens has its answers in its log or on the store.
-        let orphans = log::orphans(local)?;
-        let segments = fetch_all(&store, &prefix).await?;
-        {
-            let mut answers = locked(&answers);
-            for (key, answer) in segments {
-                keep_earlier(&mut answers.all, key, answer);
-            }
-            for (key, answer) in orphans.iter().flat_map(|orphan| &orphan.entries) {
-                if !answers.all.contains_key(key) {
-                    answers.all.insert(*key, Arc::clone(answer));
-                    answers.unsent.insert(*key, Arc::clone(answer));
-                }
-            }
-        }
-        let inner = Arc::new(Inner { store, prefix, answers, log: Some(log), uploading: tokio::sync::Mutex::new(()) });
-        inner.upload().await?;
-        for orphan in orphans {
-            orphan.remove();
-        }
+        Self::with_log(store, prefix, local, |known| Log::create(local, known)).await
+    }
+
+    async fn with_log(
+        store: Arc<dyn ObjectStore>,
+        prefix: Path,
+        local: &std::path::Path,
+        log: impl FnOnce(Box<dyn Fn(&Entries) + Send>) -> Result<Log, MemoError>,
+    ) -> Result<Self, MemoError> {
+        let known = Arc::new(Mutex::new(Known::default()));
+        let recorded = Arc::clone(&known);
+        let log = log(Box::new(move |entries| {
+            locked(&recorded).unsent.extend(entries.iter().map(|(key, answer)| (*key, Arc::clone(answer))));
+        }))?;
+        let inner = Arc::new(Inner::new(store, prefix, local, known, Some(log)));
+        inner.refresh().await?;
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             loop {
@@ -143,61 +152,249 @@ impl Memo {
     /// # Errors
     /// When the store fails.
     pub async fn look(store: Arc<dyn ObjectStore>, prefix: Path, local: &std::path::Path) -> Result<Self, MemoError> {
-        let mut answers = Answers::default();
-        for (key, answer) in fetch_all(&store, &prefix).await?.into_iter().chain(log::glimpse(local)) {
-            keep_earlier(&mut answers.all, key, answer);
+        let mut known = Known::default();
+        for (key, answer) in log::glimpse(local) {
+            let answer = known.unsent.remove(&key).map_or(Arc::clone(&answer), |other| earlier(other, answer));
+            known.unsent.insert(key, answer);
         }
-        let (answers, uploading) = (Arc::new(Mutex::new(answers)), tokio::sync::Mutex::new(()));
-        Ok(Self { inner: Arc::new(Inner { store, prefix, answers, log: None, uploading }) })
+        let inner = Inner::new(store, prefix, local, Arc::new(Mutex::new(known)), None);
+        inner.refresh().await?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Takes in what other processes uploaded since, and, unless this memo is only looked at, the logs of those that ended. If
+    /// there is nothing new it costs a listing.
+    ///
+    /// # Errors
+    /// When the store fails, and when the folder can't be read. What was known is known still.
+    pub async fn refresh(&self) -> Result<(), MemoError> {
+        self.inner.refresh().await
     }
 
     /// The answer under `key`, if anybody recorded one.
-    pub fn answer(&self, key: &Key) -> Option<Answer> {
-        let json = locked(&self.inner.answers).all.get(key).map(Arc::clone)?;
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn answer(&self, key: &Key) -> Result<Option<Answer>, MemoError> {
+        let Some(json) = self.inner.find(key).await? else { return Ok(None) };
         match serde_json::from_str(&json) {
-            Ok(answer) => Some(answer),
+            Ok(answer) => Ok(Some(answer)),
             Err(error) => {
                 tracing::warn!(%error, ?key, "a remembered answer can't be read and is asked for again");
-                None
+                Ok(None)
             }
         }
     }
 
-    /// Whether there is an answer under `key`.
+    /// Whether there is an answer under `key`, as far as that is known without reading it.
     pub fn contains(&self, key: &Key) -> bool {
-        locked(&self.inner.answers).all.contains_key(key)
+        locked(&self.inner.known).contains(key)
     }
 
-    /// How many answers there are.
+    /// How many answers there are. Takes time that grows with their number.
     pub fn len(&self) -> usize {
-        locked(&self.inner.answers).all.len()
+        let known = locked(&self.inner.known);
+        known.index.len() + known.unsent.keys().filter(|key| !known.index.contains(key)).count()
     }
 
     /// Whether there is no answer at all.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        let known = locked(&self.inner.known);
+        known.unsent.is_empty() && known.index.is_empty()
     }
 
-    /// Keeps an answer, and returns when the local disk has it. If the future is dropped before, the answer is kept all
-    /// the same.
+    /// Keeps an answer, and returns when the local disk has it; where the disk doesn't take it, when the store does. If the
+    /// future is dropped before, the answer is kept all the same.
+    ///
+    /// # Errors
+    /// When neither takes it. It is tried again with the answers that come after it.
     pub async fn record(&self, key: Key, answer: &Answer) -> Result<(), MemoError> {
-        let json = serde_json::to_string(answer).map_err(|error| MemoError::store(&self.inner.prefix, &error))?;
-        self.inner.write(vec![(key, json.into())], Vec::new()).await
+        let json = serde_json::to_string(answer).map_err(|error| MemoError::store(self.inner.segments.prefix(), &error))?;
+        self.inner.keep(vec![(key, json.into())]).await
     }
 
-    /// Returns when the local disk has every answer given to [`Self::record`] so far, whoever waits for it.
+    /// Returns when the local disk, or the store, has every answer given to [`Self::record`] so far, whoever waits for it.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
     pub async fn sync(&self) -> Result<(), MemoError> {
-        self.inner.write(Entries::new(), Vec::new()).await
+        self.inner.keep(Entries::new()).await
     }
 
     /// Uploads every answer recorded so far. After an error the answers still stand in the log.
+    ///
+    /// # Errors
+    /// When the store fails.
     pub async fn flush(&self) -> Result<(), MemoError> {
-        self.sync().await?;
+        // What the log refuses is uploaded with the rest.
+        let _ = self.inner.write(Entries::new(), Vec::new()).await;
         self.inner.upload().await
+    }
+
+    /// Merges segments, if there are more than 64 small ones: each costs requests when the memo is opened. No answer is lost
+    /// whoever does the same meanwhile, or if it is interrupted.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn compact(&self) -> Result<(), MemoError> {
+        self.inner.compact().await
+    }
+
+    /// A segment of answers as an upload writes it: the name of its object, and its bytes. For benches, which can't record
+    /// millions of answers one by one.
+    ///
+    /// # Errors
+    /// None that a caller can cause.
+    #[doc(hidden)]
+    pub fn encoded(answers: Vec<(Key, Answer)>) -> Result<(String, Bytes), MemoError> {
+        let json = |(key, answer): (Key, Answer)| serde_json::to_string(&answer).map(|json| (key, json.into()));
+        let failed = |error: &dyn std::fmt::Display| MemoError::store(&Path::default(), &error);
+        let mut entries: Entries = answers.into_iter().map(json).collect::<Result<_, _>>().map_err(|error| failed(&error))?;
+        entries.sort_unstable_by_key(|(key, _)| *key);
+        let segment = segment::encode(&entries).map_err(|error| failed(&error))?;
+        Ok((segment.name, segment.bytes))
+    }
+}
+
+impl Known {
+    fn contains(&self, key: &Key) -> bool {
+        self.unsent.contains_key(key) || self.index.contains(key)
     }
 }
 
 impl Inner {
+    fn new(
+        store: Arc<dyn ObjectStore>,
+        prefix: Path,
+        local: &std::path::Path,
+        known: Arc<Mutex<Known>>,
+        log: Option<Log>,
+    ) -> Self {
+        Self {
+            segments: Segments::new(store, prefix, KeyFiles::new(local, log.is_some())),
+            known,
+            log,
+            local: local.to_owned(),
+            storing: tokio::sync::Mutex::new(()),
+            is_log_missed: AtomicBool::new(false),
+        }
+    }
+
+    async fn refresh(&self) -> Result<(), MemoError> {
+        let _alone = self.storing.lock().await;
+        // Orphans first: a process that ends while this one lists has its answers in its log or on the store.
+        let orphans = match &self.log {
+            Some(_) => log::orphans(&self.local)?,
+            None => Vec::new(),
+        };
+        self.renew().await?;
+        match orphans.is_empty() {
+            true => Ok(()),
+            false => self.adopt(orphans).await,
+        }
+    }
+
+    /// Takes in which segments there are. `storing` is held.
+    async fn renew(&self) -> Result<(), MemoError> {
+        let change = self.segments.renew().await?;
+        {
+            let mut known = locked(&self.known);
+            known.index.forget(&change.gone);
+            known.index.add(change.added);
+        }
+        self.segments.forget(&change.gone);
+        Ok(())
+    }
+
+    /// Uploads what stands in logs of the dead, and deletes them. `storing` is held.
+    async fn adopt(&self, orphans: Vec<Orphan>) -> Result<(), MemoError> {
+        for (key, answer) in orphans.iter().flat_map(|orphan| &orphan.entries) {
+            let is_sent = match self.look_up(key).await {
+                Ok(answer) => answer.is_some(),
+                Err(Trouble::Gone | Trouble::Damaged(_)) => false,
+                Err(Trouble::Store(error)) => return Err(error),
+            };
+            if !is_sent {
+                locked(&self.known).unsent.insert(*key, Arc::clone(answer));
+            }
+        }
+        self.upload_unsent().await?;
+        orphans.into_iter().for_each(Orphan::remove);
+        Ok(())
+    }
+
+    /// The answer under a key, as JSON. Where its segment was merged with others by another process, it is found there.
+    async fn find(&self, key: &Key) -> Result<Option<Arc<str>>, MemoError> {
+        for _ in 0..LOOKS {
+            match self.look_up(key).await {
+                Ok(found) => return Ok(found),
+                Err(Trouble::Store(error)) => return Err(error),
+                Err(Trouble::Damaged(_)) => {}
+                Err(Trouble::Gone) => self.renew_without(key).await?,
+            }
+        }
+        Err(MemoError::store(self.segments.prefix(), &"segments come and go faster than they can be read"))
+    }
+
+    /// Takes in which segments there are, unless somebody did since one of this key's was found gone.
+    async fn renew_without(&self, key: &Key) -> Result<(), MemoError> {
+        let places = locked(&self.known).index.places(key);
+        let _alone = self.storing.lock().await;
+        let is_as_before = locked(&self.known).index.places(key) == places;
+        match is_as_before {
+            true => self.renew().await,
+            false => Ok(()),
+        }
+    }
+
+    /// What is known under a key: the earliest of the answers, if there are several.
+    async fn look_up(&self, key: &Key) -> Result<Option<Arc<str>>, Trouble> {
+        let (mut found, places) = {
+            let known = locked(&self.known);
+            (known.unsent.get(key).map(Arc::clone), known.index.places(key))
+        };
+        for place in places {
+            match self.segments.row(place, key).await {
+                Ok(Row::Answer(answer)) => {
+                    found = Some(match found {
+                        Some(other) => earlier(other, answer),
+                        None => answer,
+                    });
+                }
+                Ok(Row::Another) => {}
+                Ok(Row::Damaged) => {
+                    tracing::warn!(?key, "a remembered answer is damaged and asked for again");
+                    locked(&self.known).index.leave_out(place);
+                }
+                Err(Trouble::Damaged(error)) => {
+                    tracing::warn!(%error, "a segment of answers is damaged and left out");
+                    locked(&self.known).index.forget(&HashSet::from([place.segment]));
+                    self.segments.leave_out(place.segment);
+                    return Err(Trouble::Damaged(error));
+                }
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes into the log, or onto the store if the log takes nothing.
+    async fn keep(&self, put: Entries) -> Result<(), MemoError> {
+        let Err(error) = self.write(put.clone(), Vec::new()).await else { return Ok(()) };
+        if !self.is_log_missed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "answers can't be written to the local log and go to the store one by one");
+        }
+        {
+            let mut known = locked(&self.known);
+            for (key, answer) in put {
+                if !known.contains(&key) {
+                    known.unsent.insert(key, answer);
+                }
+            }
+        }
+        self.upload().await.map_err(|_| error)
+    }
+
     async fn write(&self, put: Entries, remove: Vec<Key>) -> Result<(), MemoError> {
         match &self.log {
             Some(log) => log.write(put, remove).await,
@@ -206,29 +403,40 @@ impl Inner {
     }
 
     async fn upload(&self) -> Result<(), MemoError> {
-        let _alone = self.uploading.lock().await;
-        let unsent: Entries = locked(&self.answers).unsent.iter().map(|(key, answer)| (*key, Arc::clone(answer))).collect();
+        let _alone = self.storing.lock().await;
+        self.upload_unsent().await
+    }
+
+    /// `storing` is held.
+    async fn upload_unsent(&self) -> Result<(), MemoError> {
+        if self.log.is_none() {
+            return Ok(());
+        }
+        let unsent: Entries = locked(&self.known).unsent.iter().map(|(key, answer)| (*key, Arc::clone(answer))).collect();
         for entries in by_size(unsent) {
-            let keys: Vec<Key> = entries.iter().map(|(key, _)| *key).collect();
-            let segment = blocking(&self.prefix, move || segment::encode(&entries)).await?;
-            let path = self.prefix.clone().join(segment.name.as_str());
-            match self.store.put_opts(&path, segment.bytes.into(), PutMode::Create.into()).await {
-                // The name says what is in it: another upload of the same answers is as good.
-                Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
-                Err(error) => return Err(MemoError::store(&path, &error)),
-            }
+            let (_, places) = self.segments.put(entries.clone()).await?;
+            let mut sent = Vec::with_capacity(entries.len());
             {
-                let mut answers = locked(&self.answers);
-                keys.iter().for_each(|key| drop(answers.unsent.remove(key)));
+                let mut known = locked(&self.known);
+                known.index.add(places);
+                for (key, answer) in entries {
+                    // Another answer may have come in its place meanwhile.
+                    if known.unsent.get(&key).is_some_and(|now| *now == answer) {
+                        known.unsent.remove(&key);
+                        sent.push(key);
+                    }
+                }
             }
-            self.write(Entries::new(), keys).await?;
+            if let Err(error) = self.write(Entries::new(), sent).await {
+                tracing::debug!(%error, "answers that are on the store stay in the local log, too");
+            }
         }
         Ok(())
     }
 }
 
-fn locked(answers: &Mutex<Answers>) -> MutexGuard<'_, Answers> {
-    answers.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Cuts sorted entries into runs of at most [`SEGMENT_BYTES`] (or one entry).
@@ -249,54 +457,15 @@ fn by_size(entries: Entries) -> Vec<Entries> {
     runs
 }
 
-async fn fetch_all(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<Entries, MemoError> {
-    let listed: Vec<_> = store.list(Some(prefix)).try_collect().await.map_err(|error| MemoError::store(prefix, &error))?;
-    let segments = listed.into_iter().map(|meta| meta.location).filter(|path| path.as_ref().ends_with(".parquet"));
-    stream::iter(segments.map(|path| fetch(store, path)))
-        .buffer_unordered(FETCHES)
-        .try_fold(Entries::new(), async |mut all, entries| {
-            all.extend(entries);
-            Ok(all)
-        })
-        .await
-}
-
-/// A segment that can't be decoded counts as empty: its answers are asked for again, the run goes on.
-async fn fetch(store: &Arc<dyn ObjectStore>, path: Path) -> Result<Entries, MemoError> {
-    let got = store.get(&path).await.map_err(|error| MemoError::store(&path, &error))?;
-    let bytes = got.bytes().await.map_err(|error| MemoError::store(&path, &error))?;
-    let named = path.filename().map(str::to_owned);
-    let decoded = blocking(&path, move || segment::decode(bytes, named.as_deref())).await;
-    Ok(decoded.unwrap_or_else(|error| {
-        tracing::warn!(%error, "a segment of answers is damaged and left out");
-        Entries::new()
-    }))
-}
-
-async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
-    path: &Path,
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, MemoError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|error| MemoError::store(path, &error)),
-        Err(error) => Err(MemoError::store(path, &error)),
+/// Which of two answers to a key counts. One that can't be read comes after all that can.
+fn earlier(one: Arc<str>, other: Arc<str>) -> Arc<str> {
+    if one == other {
+        return one;
     }
-}
-
-fn keep_earlier(all: &mut HashMap<Key, Arc<str>>, key: Key, answer: Arc<str>) {
-    // An answer that can't be read comes after all that can.
-    let order = |json: &str| {
-        let answer = serde_json::from_str::<Answer>(json).ok();
-        (answer.map_or(u64::MAX, |answer| answer.created_ms), json.to_owned())
-    };
-    match all.get_mut(&key) {
-        None => drop(all.insert(key, answer)),
-        Some(known) if *known == answer => {}
-        Some(known) => {
-            if order(&answer) < order(known) {
-                *known = answer;
-            }
-        }
+    let created_ms = |json: &str| serde_json::from_str::<Answer>(json).map_or(u64::MAX, |answer| answer.created_ms);
+    match (created_ms(&other), &other) < (created_ms(&one), &one) {
+        true => other,
+        false => one,
     }
 }
 
