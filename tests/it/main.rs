@@ -8,7 +8,7 @@ mod docs;
 mod embedder;
 mod errors;
 mod export;
-mod faults;
+mod harness;
 mod keys;
 mod operators;
 mod project;
