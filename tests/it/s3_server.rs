@@ -3,6 +3,8 @@
 //! `s3s-fs` can't be used under a store: it names a file after the whole key, and ours are too long for that; it checks
 //! `If-None-Match` apart from the write, and its listings have no etags.
 
+mod connection;
+
 use std::{
     collections::{BTreeMap, HashSet},
     ops::Bound,
@@ -10,10 +12,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use axum::{Router, body::Body, extract::Request, http::StatusCode, response::IntoResponse};
+use axum::{
+    Router,
+    body::Body,
+    extract::{ConnectInfo, Request},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use s3s::{
@@ -29,6 +37,35 @@ use s3s::{
     s3_error,
     service::S3ServiceBuilder,
 };
+
+use self::connection::{Cut, Listener};
+
+/// A request, as a schedule sees it.
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    /// The object, or the prefix of a listing, in its bucket.
+    pub(crate) key: String,
+    pub(crate) is_listing: bool,
+    /// The id of the access key: [`Server::key_id`] and whatever the client put behind it.
+    pub(crate) who: String,
+}
+
+/// What becomes of a request.
+pub(crate) enum Fate {
+    Serve,
+    /// It isn't served, and refused with a status and a code.
+    Refuse(u16, &'static str),
+    /// It isn't served, and the connection is cut.
+    Drop,
+    /// It is served; then this is done, and the connection is cut before a byte of the answer.
+    Lose(Box<dyn FnOnce() + Send>),
+    /// It is served, and the connection cut in the middle of the content.
+    Truncate,
+    /// It is served so much later.
+    Late(Duration),
+}
+
+type Schedule = Arc<dyn Fn(&Seen) -> Fate + Send + Sync>;
 
 /// A server on a port of its own, until it is dropped.
 pub(crate) struct Server {
@@ -47,6 +84,7 @@ struct State {
     answered: Mutex<HashSet<String>>,
     /// The last bytes of this object change as soon as it is read.
     restless: Mutex<Option<String>>,
+    schedule: Mutex<Option<Schedule>>,
     page: AtomicUsize,
     ignores_conditions: AtomicBool,
     loses_answers: AtomicBool,
@@ -88,22 +126,43 @@ impl Server {
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         let seen = state.clone();
-        let app = Router::new().fallback(move |request: Request| {
+        let app = Router::new().fallback(move |ConnectInfo(cut): ConnectInfo<Cut>, request: Request| {
             let (service, state) = (service.clone(), seen.clone());
             async move {
                 let line = format!("{} {}", request.method(), request.uri());
                 let is_conditional = request.headers().contains_key("if-none-match");
                 locked(&state.requests).push(line.clone());
+                let schedule = locked(&state.schedule).clone();
+                let fate = schedule.map_or(Fate::Serve, |schedule| schedule(&Seen::of(&request)));
+                match fate {
+                    Fate::Refuse(status, code) => return refusal(status, code),
+                    Fate::Drop => {
+                        cut.now();
+                        return StatusCode::OK.into_response();
+                    }
+                    Fate::Late(delay) => tokio::time::sleep(delay).await,
+                    Fate::Serve | Fate::Lose(_) | Fate::Truncate => {}
+                }
                 let answer = service.call(request.map(s3s::Body::http_body_unsync)).await;
                 let is_lost =
                     state.loses_answers.load(Ordering::Relaxed) && is_conditional && locked(&state.answered).insert(line);
-                match answer {
+                let answer = match answer {
                     Ok(answer) if !is_lost => answer.map(Body::new),
-                    _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+                    _ => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+                };
+                match fate {
+                    Fate::Lose(then) => {
+                        then();
+                        cut.now();
+                        answer
+                    }
+                    Fate::Truncate => truncated(answer).await,
+                    _ => answer,
                 }
             }
         });
-        runtime.spawn(async move { axum::serve(listener, app).await });
+        let app = app.into_make_service_with_connect_info::<Cut>();
+        runtime.spawn(async move { axum::serve(Listener(listener), app).await });
         Self { endpoint, key_id, key, state, runtime: Some(runtime) }
     }
 
@@ -120,6 +179,16 @@ impl Server {
     /// From now on, the first answer to each conditional put of an object is an error, though the put was served.
     pub(crate) fn lose_answers(&self) {
         self.state.loses_answers.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on, `schedule` says what becomes of each request.
+    pub(crate) fn schedule(&self, schedule: impl Fn(&Seen) -> Fate + Send + Sync + 'static) {
+        *locked(&self.state.schedule) = Some(Arc::new(schedule));
+    }
+
+    /// From now on, every request is served.
+    pub(crate) fn serve_all(&self) {
+        *locked(&self.state.schedule) = None;
     }
 
     /// The object changes as soon as somebody reads it.
@@ -165,6 +234,34 @@ impl Drop for Server {
     }
 }
 
+impl Seen {
+    fn of(request: &Request) -> Self {
+        let uri = request.uri();
+        let query = uri.query().unwrap_or_default();
+        let prefix = query.split('&').find_map(|field| field.strip_prefix("prefix=")).unwrap_or_default();
+        let is_listing = query.contains("list-type=2");
+        let key = if is_listing { prefix } else { uri.path().splitn(3, '/').nth(2).unwrap_or_default() };
+        let authorization = request.headers().get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let who = authorization.split_once("Credential=").and_then(|(_, rest)| rest.split('/').next()).unwrap_or_default();
+        Self { method: request.method().to_string(), key: key.replace("%2F", "/"), is_listing, who: who.to_owned() }
+    }
+}
+
+fn refusal(status: u16, code: &str) -> Response {
+    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>on order</Message></Error>");
+    (StatusCode::from_u16(status).expect("a status"), body).into_response()
+}
+
+/// An answer whose content breaks off in the middle, whatever length was promised.
+async fn truncated(answer: Response) -> Response {
+    let (head, body) = answer.into_parts();
+    let content = axum::body::to_bytes(body, usize::MAX).await.expect("in memory");
+    let half = content.slice(..content.len() / 2);
+    let pieces = [Ok(half), Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))];
+    Response::from_parts(head, Body::from_stream(futures::stream::iter(pieces)))
+}
+
+/// One key; clients tell themselves apart by what they put behind its id.
 struct OneKey {
     id: String,
     key: String,
@@ -173,7 +270,7 @@ struct OneKey {
 #[async_trait::async_trait]
 impl S3Auth for OneKey {
     async fn get_secret_key(&self, id: &str) -> S3Result<SecretKey> {
-        if id == self.id { Ok(self.key.clone().into()) } else { Err(s3_error!(InvalidAccessKeyId)) }
+        if id.starts_with(&self.id) { Ok(self.key.clone().into()) } else { Err(s3_error!(InvalidAccessKeyId)) }
     }
 }
 

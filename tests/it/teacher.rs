@@ -85,21 +85,24 @@ impl Server {
     }
 }
 
+/// The next request on a connection: its head and its body.
+pub(crate) fn received(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if !matches!(reader.read_line(&mut head), Ok(n) if n > 0) {
+            return None;
+        }
+    }
+    let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+    let mut body = vec![0; length.unwrap_or_default()];
+    reader.read_exact(&mut body).ok()?;
+    Some((head, body))
+}
+
 fn serve(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>, waiting: &AtomicUsize) {
     let mut writer = stream.try_clone().expect("a second handle");
     let mut reader = BufReader::new(stream);
-    loop {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            if !matches!(reader.read_line(&mut head), Ok(n) if n > 0) {
-                return;
-            }
-        }
-        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
-        let mut body = vec![0; length.unwrap_or_default()];
-        if reader.read_exact(&mut body).is_err() {
-            return;
-        }
+    while let Some((head, body)) = received(&mut reader) {
         let body: Value = serde_json::from_slice(&body).expect("JSON");
         let prompt = body["messages"][0]["content"].as_str().expect("a prompt");
         let unit = prompt.find("unit-").map_or("", |at| &prompt[at..at + 7]).to_owned();

@@ -53,6 +53,7 @@ impl Place {
             cache: folder.path().join("cache"),
             cache_limit: 1 << 30,
             registry: REGISTRY,
+            file: "pipeline.yaml".into(),
             models: BTreeMap::new(),
             device: "cpu".into(),
             memory: 64 << 20,

@@ -10,11 +10,7 @@ use object_store::{ObjectMeta, ObjectStoreExt, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-<<<<<<< HEAD
-use super::{Action, Store, lease};
-=======
-use super::{Action, Store, manifest::is_stage_key};
->>>>>>> h-fuzz
+use super::{Action, Store, lease, manifest::is_stage_key};
 use crate::failure::Failure;
 
 /// What is kept.

@@ -5,6 +5,7 @@ mod cache;
 mod collect;
 mod discard;
 mod durable;
+mod faults;
 #[cfg(test)]
 mod fuzz;
 mod lease;
@@ -136,7 +137,8 @@ impl Store {
         let root = std::fs::canonicalize(location)
             .map_err(|error| Failure::external(format!("the store `{location}` can't be read: {error}")))?;
         let damaged = Damaged::default();
-        let objects = Arc::new(whole::Whole::new(Arc::new(durable::Durable::new(root.clone())?), damaged.clone()));
+        let objects = faults::Faulty::wrap(Arc::new(durable::Durable::new(root.clone())?), Some(root.clone()))?;
+        let objects = Arc::new(whole::Whole::new(objects, damaged.clone()));
         Ok(Self { objects, location: location.to_owned(), local: Some(root), is_there: true, damaged })
     }
 
@@ -147,7 +149,7 @@ impl Store {
         let objects: Arc<dyn ObjectStore> =
             if prefix.is_empty() { objects } else { Arc::new(PrefixStore::new(objects, key_path(prefix)?)) };
         let damaged = Damaged::default();
-        let objects = Arc::new(whole::Whole::new(objects, damaged.clone()));
+        let objects = Arc::new(whole::Whole::new(faults::Faulty::wrap(objects, None)?, damaged.clone()));
         Ok(Self { objects, location: location.to_owned(), local: None, is_there: true, damaged })
     }
 

@@ -1,4 +1,5 @@
-//! Parts are read whole and compared with the digest in their name before a byte of them is given.
+//! Parts are read whole and compared with the digest in their name before a byte of them is given; of other objects, those that
+//! end too soon can't be read.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, path::Path,
@@ -40,7 +41,7 @@ fn promised(location: &Path) -> Option<&str> {
     (digest.len() == DIGITS && digest.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(digest)
 }
 
-/// Another store's objects; a part that doesn't hold what its name says can't be read.
+/// Another store's objects; a part that doesn't hold what its name says can't be read, nor what ends too soon.
 #[derive(Debug)]
 pub(super) struct Whole {
     objects: Arc<dyn ObjectStore>,
@@ -84,7 +85,7 @@ impl Whole {
     async fn part(&self, location: &Path, promised: &str) -> Result<Part> {
         let cell = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).cell(location);
         let fetch = || async {
-            let found = self.objects.get(location).await?;
+            let found = counted(self.objects.get(location).await?, location);
             let meta = found.meta.clone();
             let content = found.bytes().await?;
             if digest(&content) == promised {
@@ -98,6 +99,34 @@ impl Whole {
         self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).shrink();
         Ok(part)
     }
+}
+
+/// What was found, whose content fails where it ends too soon. A record that was cut short would count as broken, and a segment
+/// of the memo as empty: its answers would be paid for again.
+fn counted(found: GetResult, location: &Path) -> GetResult {
+    let GetResult { payload: GetResultPayload::Stream(given), meta, range, attributes } = found else {
+        // Reading a file counts its bytes.
+        return found;
+    };
+    let (expected, location) = (range.end - range.start, location.clone());
+    let counted = futures::stream::try_unfold((given, 0), move |(mut given, count)| {
+        let location = location.clone();
+        async move {
+            match given.try_next().await? {
+                Some(piece) => {
+                    let count = count + piece.len() as u64;
+                    Ok(Some((piece, (given, count))))
+                }
+                None if count == expected => Ok(None),
+                None => {
+                    let what = format!("`{location}` ended after {count} of {expected} bytes");
+                    let failure = Failure::external(what).hint("run again: what was done stays");
+                    Err(Error::Generic { store: "ingrain", source: Box::new(failure) })
+                }
+            }
+        }
+    });
+    GetResult { payload: GetResultPayload::Stream(counted.boxed()), meta, range, attributes }
 }
 
 impl Kept {
@@ -137,7 +166,7 @@ impl ObjectStore for Whole {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let Some(promised) = promised(location).filter(|_| !options.head) else {
-            return self.objects.get_opts(location, options).await;
+            return Ok(counted(self.objects.get_opts(location, options).await?, location));
         };
         let Part { content, meta } = self.part(location, promised).await?;
         options.check_preconditions(&meta)?;
@@ -207,6 +236,60 @@ mod tests {
         let other = Path::from("parts/s/record.json");
         inner.put(&other, Bytes::from_static(b"any").into()).await.expect("put");
         assert_eq!(damaged.get_range(&other, 0..3).await.expect("read"), "any");
+    }
+
+    #[tokio::test]
+    async fn what_ends_too_soon_is_an_error_and_no_damage() {
+        #[derive(Debug)]
+        struct Short(InMemory);
+        impl fmt::Display for Short {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("short")
+            }
+        }
+        #[async_trait]
+        impl ObjectStore for Short {
+            async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+                self.0.put_opts(location, payload, options).await
+            }
+            async fn put_multipart_opts(
+                &self,
+                location: &Path,
+                options: PutMultipartOptions,
+            ) -> Result<Box<dyn MultipartUpload>> {
+                self.0.put_multipart_opts(location, options).await
+            }
+            async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+                let found = self.0.get_opts(location, options).await?;
+                let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
+                let content = found.bytes().await?;
+                let cut = content.slice(..content.len() - 1);
+                let payload = GetResultPayload::Stream(futures::stream::once(std::future::ready(Ok(cut))).boxed());
+                Ok(GetResult { payload, meta, range, attributes })
+            }
+            fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+                self.0.delete_stream(locations)
+            }
+            fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+                self.0.list(prefix)
+            }
+            async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+                self.0.list_with_delimiter(prefix).await
+            }
+            async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+                self.0.copy_opts(from, to, options).await
+            }
+        }
+        let (inner, damaged) = (Arc::new(Short(InMemory::new())), Damaged::default());
+        let store = Whole::new(inner.clone(), damaged.clone());
+        for name in ["memo/1.parquet".to_owned(), part_name("parts/s/a-default-", 0, b"content")] {
+            let name = Path::from(name);
+            inner.put(&name, Bytes::from_static(b"content").into()).await.expect("put");
+            let read = async { store.get(&name).await?.bytes().await };
+            let failure = Failure::from(read.await.expect_err("cut short"));
+            assert_eq!(failure.message, format!("`{name}` ended after 6 of 7 bytes"));
+            assert!(failure.damaged.is_none() && damaged.parts().is_empty());
+        }
     }
 
     #[tokio::test]
