@@ -123,8 +123,19 @@ impl From<arrow::error::ArrowError> for Failure {
 
 impl From<object_store::Error> for Failure {
     fn from(error: object_store::Error) -> Self {
-        within(&error).unwrap_or_else(|| Failure::external(error.to_string()))
+        within(&error).or_else(|| no_room(&error)).unwrap_or_else(|| Failure::external(error.to_string()))
     }
+}
+
+/// What is said where an error is that a disk is full.
+fn no_room(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
+    let errors = std::iter::successors(Some(error), |error| error.source());
+    let mut causes = errors.filter_map(|error| error.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    let is_full = causes.any(|kind| matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded));
+    is_full.then(|| {
+        Failure::external(format!("the disk is full: {error}"))
+            .hint("make room (`ingrain gc` removes from a store what no recent run needs) and run again: what is committed stays")
+    })
 }
 
 impl From<parquet::errors::ParquetError> for Failure {
@@ -135,6 +146,20 @@ impl From<parquet::errors::ParquetError> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Failure::external(error.to_string())
+        no_room(&error).unwrap_or_else(|| Failure::external(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_called_so_however_deep_it_lies() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(full) };
+        let failure = Failure::from(error);
+        assert!(failure.message.starts_with("the disk is full: ") && failure.hint.is_some(), "{failure:?}");
+        assert_eq!(Failure::from(std::io::Error::other("else")).message, "else");
     }
 }
