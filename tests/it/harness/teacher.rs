@@ -21,8 +21,9 @@ use crate::teacher::received;
 pub(super) const USAGE: (u64, u64) = (100, 20);
 /// An answer that came shorter before a kill may not have been kept yet.
 const IN_FLIGHT: Duration = Duration::from_millis(300);
-/// How many a kill may take: those that a run waits for, and as many that are being written down while others are asked.
-const MOST_IN_FLIGHT: u64 = 2 * MAX_IN_FLIGHT;
+/// How many a kill may take: those that a run waits for, and, since others are asked meanwhile, those that are being written down
+/// and those that will be next.
+const MOST_IN_FLIGHT: u64 = 3 * MAX_IN_FLIGHT;
 
 /// When an asking process is killed.
 #[derive(Debug, Clone, Copy)]
