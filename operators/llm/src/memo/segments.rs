@@ -25,8 +25,8 @@ use super::segment::{self, Layout, Row, Whole, undecoded};
 
 /// Segments whose keys are fetched at once.
 const FETCHES: usize = 8;
-/// Segments that are read whole at once: each takes its size on the store and in memory meanwhile.
-const LOADS: usize = 4;
+/// MiB of objects that are read whole at once: each takes its size on the store and in memory meanwhile.
+const LOADS: u32 = 32;
 /// What whole segments take in memory, at most.
 const CACHE_BYTES: usize = 256 << 20;
 /// The end of a file, where its layout stands, is fetched with the first request. A segment that isn't larger is read whole.
@@ -128,7 +128,7 @@ struct Table {
 impl Segments {
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: Path, keys: KeyFiles) -> Self {
         let (table, cache) = (Mutex::default(), Mutex::new(Cache::new(CACHE_BYTES)));
-        Self { store, prefix, keys, table, cache, loads: Semaphore::new(LOADS) }
+        Self { store, prefix, keys, table, cache, loads: Semaphore::new(LOADS as usize) }
     }
 
     pub(super) fn prefix(&self) -> &Path {
@@ -282,7 +282,8 @@ impl Segments {
         if let Some(whole) = self.cache().get(stored.number) {
             return Ok(whole);
         }
-        let _one_of_few = self.loads.acquire().await;
+        let mebibytes = u32::try_from(stored.size >> 20).unwrap_or(LOADS).saturating_add(1).min(LOADS);
+        let _one_of_few = self.loads.acquire_many(mebibytes).await;
         let bytes = self.get(stored).await?;
         let known = Arc::clone(stored);
         let whole = Arc::new(blocking(move || Whole::decode(bytes, &known.name)).await.map_err(Trouble::Damaged)?);
