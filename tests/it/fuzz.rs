@@ -256,8 +256,11 @@ fn draws(seed: u64) -> impl Iterator<Item = u64> {
 #[test]
 fn neither_order_of_keys_nor_comments_change_a_plan() {
     let folder = tempfile::tempdir().expect("a folder");
-    let plans: Arc<Vec<String>> =
-        Arc::new(pipelines().into_iter().filter(|text| checked(text, &[], folder.path()).1.is_some()).collect());
+    // A YAML text like `n` isn't one any more where another reader takes it for a word of YAML 1.1.
+    let as_json = |text: &str| serde_yaml::from_str::<Value>(text).map(|value| value.to_string());
+    let has_plan = |text: &str| checked(text, &[], folder.path()).1.is_some();
+    let plans = pipelines().into_iter().filter(|text| has_plan(text) && as_json(text).is_ok_and(|text| has_plan(&text)));
+    let plans: Arc<Vec<String>> = Arc::new(plans.collect());
     assert!(plans.len() > 40, "{}", plans.len());
     let plan = |text: &str| {
         let (_, plan, found) = checked(text, &[], folder.path());

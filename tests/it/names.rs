@@ -49,7 +49,7 @@ fn a_cause_further_up_is_named() {
     assert_eq!(told["reasons"], serde_json::json!([reason]));
     project.ran(&["--until", "documents"]);
     let why = project.call(&["why", "pipeline.yaml", "chunks"]);
-    assert_eq!(String::from_utf8_lossy(&why.stdout), "`chunks` has to run:\n  input `default` changed (`documents`)\n");
+    assert_eq!(String::from_utf8_lossy(&why.stdout), "`chunks` has to run:\n  input `documents` changed (`documents`)\n");
 }
 
 #[test]

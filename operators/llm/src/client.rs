@@ -1,9 +1,7 @@
 //! Asks a teacher what the memo doesn't know yet.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
@@ -82,7 +80,7 @@ pub struct Counts {
 }
 
 /// A teacher with its memo. All who ask one model share one client (cloning is cheap and shares): the bound on requests
-/// in flight, and the rule that identical requests in flight are asked once, hold per client.
+/// in flight holds per client. Identical requests in flight are asked once by all clients of a memo.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -98,7 +96,6 @@ struct Inner {
     admissions: Semaphore,
     stopped: AtomicBool,
     trial: Arc<Trial>,
-    turns: Turns,
     calls: AtomicU64,
     memo_hits: AtomicU64,
     input_tokens: AtomicU64,
@@ -107,8 +104,6 @@ struct Inner {
 
 /// More than can be under way: those in flight, and those whose answers are being written down.
 const EXCHANGES: u32 = 1 << 24;
-
-type Turns = Arc<Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>>;
 
 /// The right to have a rendered request: [`Client::admit`].
 pub struct Admission<'a> {
@@ -127,7 +122,6 @@ impl Client {
             admissions: Semaphore::new(2 * max_in_flight + 16),
             stopped: AtomicBool::new(false),
             trial: Arc::default(),
-            turns: Turns::default(),
             calls: AtomicU64::default(),
             memo_hits: AtomicU64::default(),
             input_tokens: AtomicU64::default(),
@@ -258,7 +252,7 @@ impl Client {
     /// Asks, unless an identical request in flight brings the answer. The second value says whether it did.
     async fn fetch(&self, key: Key, request: &Request, draw: u32, attempt: u32) -> Result<(Answer, bool), Outage> {
         let inner = &self.inner;
-        let turn = Turn::take(&inner.turns, key).await;
+        let turn = inner.memo.turn(key).await;
         if let Some(answer) = inner.memo.answer(&key).await? {
             return Ok((answer, true));
         }
@@ -340,40 +334,10 @@ impl Tries {
     }
 }
 
-/// A place among those who want the answer under one key: the first, until it is dropped. The table of turns forgets a key
-/// when the last one leaves.
-struct Turn {
-    turns: Turns,
-    key: Key,
-    lock: Arc<tokio::sync::Mutex<()>>,
-    mine: Option<tokio::sync::OwnedMutexGuard<()>>,
-}
-
-impl Turn {
-    /// Waits for the turn.
-    async fn take(turns: &Turns, key: Key) -> Self {
-        let lock = Arc::clone(turns.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
-        let mut turn = Self { turns: turns.clone(), key, lock, mine: None };
-        turn.mine = Some(turn.lock.clone().lock_owned().await);
-        turn
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut table = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        self.mine = None;
-        if let Entry::Occupied(entry) = table.entry(self.key) {
-            // The table's and this one: nobody else waits, and nobody can come while the table is locked.
-            if Arc::strong_count(entry.get()) == 2 {
-                entry.remove();
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use async_trait::async_trait;
     use futures::future::join_all;
     use object_store::memory::InMemory;
@@ -508,12 +472,14 @@ mod tests {
     async fn identical_requests_in_flight_are_asked_once() {
         let (teacher, folder) = (Arc::new(Recorder::default()), Folder::new());
         let client = client(&teacher, &folder, 64).await;
+        let other = Client::new(Arc::clone(&teacher) as Arc<dyn Teacher>, client.memo().clone(), 64);
         let request = request("q");
-        let outcomes = join_all((0..50).map(|_| client.ask(&request, 0, None, 1, only(0)))).await;
+        let ask = |n: u32| if n.is_multiple_of(2) { &client } else { &other }.ask(&request, 0, None, 1, only(0));
+        let outcomes = join_all((0..50).map(ask)).await;
         let paid =
             outcomes.into_iter().filter(|outcome| matches!(outcome, Ok(Outcome::Accepted { from_memo: false, .. }))).count();
-        assert_eq!((paid, client.counts().calls), (1, 1));
-        assert!(client.inner.turns.lock().expect("not poisoned").is_empty());
+        assert_eq!((paid, client.counts().calls + other.counts().calls), (1, 1));
+        assert!(client.memo().is_nobody_asking());
     }
 
     #[tokio::test]
@@ -541,7 +507,7 @@ mod tests {
         assert_eq!(client.counts().calls, 1, "the second one wasn't sent");
         assert_eq!(client.memo().len(), 1);
         assert!(client.ask(&second, 0, None, 1, only(0)).await.is_err(), "nothing is sent any more");
-        assert!(client.inner.turns.lock().expect("not poisoned").is_empty());
+        assert!(client.memo().is_nobody_asking());
     }
 
     #[tokio::test]

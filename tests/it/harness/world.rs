@@ -218,22 +218,25 @@ impl World {
     /// What was spent by the program's own record, in billionths of a dollar: sums on the store, and on this machine the files of
     /// runs that were killed, which the next run that asks a teacher brings there.
     pub(super) fn spent(&self) -> u64 {
-        let mut runs: BTreeMap<String, u64> = BTreeMap::new();
-        for (key, sum) in self.objects().iter().filter(|(key, _)| key.starts_with("budget/")) {
-            let sum = serde_json::from_slice(sum).unwrap_or_else(|_| panic!("`{key}` is no sum"));
-            runs.insert(name_of_run(key), sum);
-        }
+        let objects = self.objects();
+        let sums = objects.iter().filter(|(key, _)| key.starts_with("budget/"));
+        let mut sums: BTreeMap<String, Value> =
+            sums.map(|(key, sum)| (name_of_run(key), serde_json::from_slice(sum).expect("a sum"))).collect();
+        let taken: Vec<Value> = sums.values().flat_map(|sum| sum["of"].as_array().cloned().unwrap_or_default()).collect();
+        sums.retain(|run, _| !taken.contains(&Value::from(run.as_str())));
         let files = walk(&self.project.path(".cache")).into_iter();
         for file in files.filter(|file| file.contains("/budget/") && file.ends_with(".ledger")) {
+            let Some(sum) = sums.get_mut(&name_of_run(&file)) else { continue };
             let text = std::fs::read_to_string(&file).expect("a ledger");
             let mut calls: BTreeMap<&str, u64> = BTreeMap::new();
-            for line in text.lines() {
+            for line in text.lines().filter(|line| !line.starts_with("boot ")) {
                 let words: Vec<&str> = line.split(' ').collect();
                 calls.insert(words[1], words[2].parse().expect("an amount"));
             }
-            runs.insert(name_of_run(&file), calls.values().sum());
+            sum["nanodollars"] = calls.values().sum::<u64>().into();
         }
-        runs.values().sum()
+        let amounts = sums.values().flat_map(|sum| [&sum["nanodollars"], &sum["earlier"]]);
+        amounts.map(|amount| amount.as_u64().expect("an amount")).sum()
     }
 }
 

@@ -8,6 +8,7 @@ mod keys;
 mod log;
 mod segment;
 mod segments;
+mod turn;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use self::keys::KeyFiles;
 use self::log::{Entries, Log, Orphan};
 use self::segment::Row;
 use self::segments::{Segments, Trouble};
+use self::turn::{Turn, Turns};
 use crate::request::Answer;
 
 pub use self::key::Key;
@@ -101,6 +103,7 @@ struct Inner {
     storing: tokio::sync::Mutex<()>,
     /// Whether it was said that the log can't be written.
     is_log_missed: AtomicBool,
+    turns: Turns,
 }
 
 #[derive(Default)]
@@ -185,6 +188,16 @@ impl Memo {
                 Ok(None)
             }
         }
+    }
+
+    /// Waits until nobody else is about to ask for the answer under `key`, for as long as the turn is kept.
+    pub(crate) async fn turn(&self, key: Key) -> Turn {
+        Turn::take(&self.inner.turns, key).await
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_nobody_asking(&self) -> bool {
+        self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Whether there is an answer under `key`, as far as that is known without reading it.
@@ -277,6 +290,7 @@ impl Inner {
             log,
             local: local.to_owned(),
             storing: tokio::sync::Mutex::new(()),
+            turns: Turns::default(),
             is_log_missed: AtomicBool::new(false),
         }
     }
