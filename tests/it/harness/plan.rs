@@ -52,8 +52,17 @@ pub(super) struct Attempt {
 }
 
 /// The steps of a run that write, and at most how many puts of each a run of the pipeline makes for sure.
-pub(super) const STEPS: [(&str, u64); 8] =
-    [("partition", 8), ("action", 6), ("memo", 1), ("manifest", 6), ("part", 10), ("run", 1), ("budget", 1), ("format", 1)];
+pub(super) const STEPS: [(&str, u64); 9] = [
+    ("partition", 8),
+    ("action", 6),
+    ("memo", 1),
+    ("manifest", 6),
+    ("part", 10),
+    ("run", 1),
+    ("budget", 1),
+    ("format", 1),
+    ("lease", 2),
+];
 pub(super) const MOMENTS: [Moment; 3] = [Moment::Before, Moment::After, Moment::Torn];
 
 /// Places of a kill at a write.

@@ -122,7 +122,7 @@ fn judge(world: &mut World, has_budget: bool, verdict: &mut Verdict) {
     }
     let digests = world.digests();
     if digests.len() != STAGES {
-        verdict.other.push(format!("the last record knows {} stages", digests.len()));
+        verdict.other.push(format!("{} stages are cached in the end", digests.len()));
     }
     for (stage, outputs) in &after.digests {
         for (output, expected) in outputs.as_object().into_iter().flatten() {

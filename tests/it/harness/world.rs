@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     chance::{Chance, FaultLog},
-    corpus::{self, PIPELINE, SMALL, Variant},
+    corpus::{self, SMALL, Variant},
     plan::{Attempt, Case, Moment, step},
     process::{Ended, Processes, locked},
     teacher::{self, Teacher},
@@ -71,7 +71,7 @@ impl World {
             .iter()
             .enumerate()
             .map(|(place, name)| {
-                let mut command = self.command(name);
+                let mut command = self.command(name, &["run", "pipeline.yaml", "--json"]);
                 if place == 1 && self.two_caches {
                     command.env("INGRAIN_CACHE", self.project.path(".cache-of-another-machine"));
                 }
@@ -96,9 +96,9 @@ impl World {
         format!("run-{:05}-{:02}-of-the-harness", self.case.seed, self.started)
     }
 
-    fn command(&self, name: &str) -> Command {
+    fn command(&self, name: &str, words: &[&str]) -> Command {
         let store = if self.server.is_some() { format!("s3://{BUCKET}/{ROOT}") } else { "store".to_owned() };
-        let words = ["run", "pipeline.yaml", "--json", "--store", &store, SMALL[0], SMALL[1]];
+        let words: Vec<&str> = words.iter().copied().chain(["--store", &store]).chain(SMALL).collect();
         let mut command = self.project.command(&words);
         command.env("TEACHER_KEY", name).env("NO_PROXY", "*");
         if let Some(server) = &self.server {
@@ -201,25 +201,30 @@ impl World {
         objects.filter_map(|(name, content)| Some((name.strip_prefix(&root)?.to_owned(), content))).collect()
     }
 
-    /// The digests of every output by stage: for the keys that the last run's record has, what the latest record with the same
-    /// key says. A run that ended early knows keys without digests.
-    pub(super) fn digests(&self) -> BTreeMap<String, Value> {
+    /// The digests of every output by stage, of the artifacts that `plan` finds for the pipeline as it stands.
+    pub(super) fn digests(&mut self) -> BTreeMap<String, Value> {
+        let name = self.name();
+        let planned = self.command(&name, &["plan", "pipeline.yaml", "--json"]).output().expect("the binary starts");
         let objects = self.objects();
-        let records = objects.iter().filter(|(key, _)| key.starts_with(&format!("runs/{PIPELINE}/")) && key.ends_with(".json"));
-        let records: Vec<Value> = records.map(|(_, content)| serde_json::from_slice(content).expect("a record")).collect();
-        let last = records.last().and_then(|record| record["stages"].as_object()).cloned().unwrap_or_default();
-        let digests = |name: &String, key: &Value| {
-            let known = records.iter().rev().map(|record| &record["stages"][name]);
-            known.filter(|stage| stage["key"] == *key).find_map(|stage| stage.get("digests")).cloned().unwrap_or_default()
+        let record = |path: &str| objects.get(path).map(|content| serde_json::from_slice::<Value>(content).expect("a record"));
+        let digests = |line: &str| {
+            let stage: Value = serde_json::from_str(line).expect("a stage a line");
+            let key = stage["key"].as_str().filter(|_| stage["status"] == "cached")?;
+            let generation = stage["generation"].as_u64().expect("a generation");
+            let action = record(&format!("actions/{}/{key}/{generation:06}.json", &key[..2])).expect("an action");
+            let manifest = record(action["manifest"].as_str().expect("a path")).expect("a manifest");
+            let outputs = manifest["outputs"].as_object().expect("outputs").iter();
+            let digests = outputs.map(|(output, table)| (output.clone(), table["digest"].clone())).collect();
+            Some((stage["stage"].as_str().expect("a name").to_owned(), Value::Object(digests)))
         };
-        last.iter().map(|(name, stage)| (name.clone(), digests(name, &stage["key"]))).collect()
+        String::from_utf8_lossy(&planned.stdout).lines().filter_map(digests).collect()
     }
 
     /// What was spent by the program's own record, in billionths of a dollar: sums on the store, and on this machine the files of
     /// runs that were killed, which the next run that asks a teacher brings there.
     pub(super) fn spent(&self) -> u64 {
         let objects = self.objects();
-        let sums = objects.iter().filter(|(key, _)| key.starts_with("budget/"));
+        let sums = objects.iter().filter(|(key, _)| key.starts_with("budget/") && key.ends_with(".json"));
         let mut sums: BTreeMap<String, Value> =
             sums.map(|(key, sum)| (name_of_run(key), serde_json::from_slice(sum).expect("a sum"))).collect();
         let taken: Vec<Value> = sums.values().flat_map(|sum| sum["of"].as_array().cloned().unwrap_or_default()).collect();

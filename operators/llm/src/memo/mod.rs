@@ -79,8 +79,8 @@ impl MemoError {
 /// answers when they open and when they refresh.
 ///
 /// **Memory.** 16 bytes for each answer on the store, so 160 MB for 10 million, and some MB for what is known of the segments;
-/// besides, answers that aren't on the store yet, as JSON text, and at most 256 MiB of segments that were read whole, and what
-/// reading one or two more takes.
+/// besides, answers that aren't on the store yet, as JSON text, and at most 128 MiB of segments that were read whole, with about
+/// as much again for those that are being read.
 ///
 /// **Reading.** An answer is read when it is asked for: with two small reads, or from its segment, which is read whole when it
 /// is small or when as much was read of it answer by answer. [`Memo::open`] reads the keys, from copies in the folder where it

@@ -28,11 +28,11 @@ const FETCHES: usize = 8;
 /// MiB of objects that are read whole at once: each takes its size on the store and in memory meanwhile.
 const LOADS: u32 = 32;
 /// What whole segments take in memory, at most.
-const CACHE_BYTES: usize = 256 << 20;
+const CACHE_BYTES: usize = 128 << 20;
 /// The end of a file, where its layout stands, is fetched with the first request. A segment that isn't larger is read whole.
 const TAIL: u64 = 128 << 10;
 /// A lookup reads two pages, which hold as much as about so many rows. When lookups have read as much as the whole segment has,
-/// it is read whole: the cost is at most twice the least there could have been.
+/// it is read whole: the cost is at most twice the least there could have been. Each further time it takes twice as many.
 const ROWS_A_LOOKUP: u32 = 64;
 
 /// Why a segment can't be read.
@@ -75,6 +75,8 @@ pub(super) struct Stored {
     layout: OnceCell<Arc<Layout>>,
     /// How many answers were read one by one since it was last read whole.
     lookups: AtomicU32,
+    /// How often it was read whole.
+    loads: AtomicU32,
     /// Held while it is read whole.
     loading: tokio::sync::Mutex<()>,
     /// Whether it can't be read whole, though its rows may be.
@@ -90,6 +92,7 @@ impl Stored {
             path,
             layout: OnceCell::new(),
             lookups: AtomicU32::new(0),
+            loads: AtomicU32::new(0),
             loading: tokio::sync::Mutex::new(()),
             is_broken: AtomicBool::new(false),
         }
@@ -250,7 +253,9 @@ impl Segments {
             return Ok(true);
         }
         let layout = self.layout(stored).await?;
-        Ok(!layout.is_fine() || stored.lookups.fetch_add(1, Ordering::Relaxed) >= layout.rows() / ROWS_A_LOOKUP)
+        // Who had to let it go again has less use for the whole of it each time.
+        let patience = (layout.rows() / ROWS_A_LOOKUP).saturating_mul(1 << stored.loads.load(Ordering::Relaxed).min(16));
+        Ok(!layout.is_fine() || stored.lookups.fetch_add(1, Ordering::Relaxed) >= patience)
     }
 
     async fn one(&self, stored: &Stored, row: u32, key: &Key) -> Result<Row, Trouble> {
@@ -288,6 +293,7 @@ impl Segments {
         let known = Arc::clone(stored);
         let whole = Arc::new(blocking(move || Whole::decode(bytes, &known.name)).await.map_err(Trouble::Damaged)?);
         stored.lookups.store(0, Ordering::Relaxed);
+        stored.loads.fetch_add(1, Ordering::Relaxed);
         self.cache().put(stored.number, Arc::clone(&whole));
         Ok(whole)
     }
