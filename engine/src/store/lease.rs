@@ -161,6 +161,8 @@ fn is_locked(path: &FilePath) -> Option<bool> {
 struct Claim {
     record: Record,
     locked: Option<File>,
+    /// Whether the store may name the lock: then its file stays, unlocked, and others see at once that nobody holds it.
+    is_named: bool,
 }
 
 impl Claim {
@@ -179,7 +181,7 @@ impl Claim {
         let lock = std::path::absolute(lock)?;
         let host = sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned());
         let holder = format!("process {} on {host}", std::process::id());
-        Ok(Self { record: Record { holder, lock, id, beat: 0 }, locked: Some(locked) })
+        Ok(Self { record: Record { holder, lock, id, beat: 0 }, locked: Some(locked), is_named: false })
     }
 
     fn jitter(&self) -> Duration {
@@ -189,7 +191,9 @@ impl Claim {
 
     /// Takes the lease at `path`, unless somebody else does; `dead` are the numbers that don't count.
     async fn take(&mut self, store: &Store, path: &Path, prefix: &Path, dead: &[u32]) -> Result<Option<Lease>, Failure> {
+        self.is_named = true;
         if store.create(path, content(&self.record)?).await?.is_some() {
+            self.is_named = false;
             return Ok(None);
         }
         // A run that listed before may have taken another number: whoever sees the other one gives way.
@@ -197,6 +201,7 @@ impl Claim {
         let old: Vec<Path> = dead.iter().map(|number| numbered(prefix, *number)).collect();
         if alone.into_iter().any(|other| other != *path && !old.contains(&other)) {
             store.delete(vec![path.clone()]).await?;
+            self.is_named = false;
             return Ok(None);
         }
         for path in &old {
@@ -217,8 +222,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.locked.is_some() {
-            // It was never named to anybody.
+        if self.locked.is_some() && !self.is_named {
+            // If it can't be, it lies there and nobody asks for it.
             let _ = std::fs::remove_file(&self.record.lock);
         }
     }
@@ -320,6 +325,20 @@ mod tests {
         let lease = store.lease("work", folder.path(), |holder| panic!("{holder:?}")).await.expect("the store works");
         assert_eq!(store.list(&Path::from("leases")).await.expect("listed").len(), 1, "the dead one's is gone");
         lease.expect("taken").release().await.expect("released");
+    }
+
+    #[tokio::test]
+    async fn one_whose_store_failed_while_it_was_taken_is_taken_over_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store(folder.path()).await;
+        let mut claim = Claim::new(folder.path()).expect("locked");
+        claim.is_named = true;
+        let path = numbered(&Path::from("leases/work"), 0);
+        store.create(&path, content(&claim.record).expect("JSON")).await.expect("put");
+        drop(claim);
+        let lease = store.lease("work", folder.path(), |holder| panic!("{holder:?}")).await.expect("the store works");
+        lease.expect("taken").release().await.expect("released");
+        assert_eq!(std::fs::read_dir(folder.path().join("leases")).expect("made").count(), 0);
     }
 
     #[test]
