@@ -182,3 +182,21 @@ fn a_prompt_that_changes_while_its_stage_runs_is_no_wrong_hit() {
     ran(&fresh);
     assert_eq!(project.digests(".ingrain", "taught"), project.digests("fresh", "taught"));
 }
+
+#[test]
+fn a_pipeline_file_that_changes_while_it_runs_is_told() {
+    let file: Arc<Mutex<Option<std::path::PathBuf>>> = Arc::default();
+    let place = file.clone();
+    let server = Server::start(move |asked, _| {
+        if let Some(path) = place.lock().expect("not poisoned").take() {
+            std::fs::write(path, "pipeline: another").expect("written");
+        }
+        said(&pair(&asked.unit), "stop")
+    });
+    let project = project(&url(&server), 3, "");
+    *file.lock().expect("not poisoned") = Some(project.path("pipeline.yaml"));
+    let output = run(&project, &[], KEY);
+    ran(&output);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("`pipeline.yaml` has changed since this run began"), "{stderr}");
+}
