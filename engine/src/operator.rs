@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt::Debug, path::PathBuf, sync::Arc};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use schemars::JsonSchema;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::run::{RowStream, Task};
@@ -79,6 +79,9 @@ pub struct OperatorType {
     pub version: u32,
     /// Config fields that stay out of the stage key, each with the reason why it can't change the output.
     pub unkeyed: &'static [(&'static str, &'static str)],
+    /// Whether a port that reads a matrix stage gets all its cells ([`Input::cell`]) instead of one; the names of the inputs,
+    /// which the outputs hold, enter the key then.
+    pub gathers: bool,
     /// Whether a run ends with the default output of every stage of this kind.
     pub reported: bool,
     /// Metrics of that output which the end of a run leaves out, with all their splits: they are for a second look.
@@ -105,6 +108,7 @@ impl OperatorType {
             name,
             version,
             unkeyed: &[],
+            gathers: false,
             reported: false,
             detail: &[],
             planned: &[],
@@ -137,6 +141,12 @@ impl OperatorType {
     /// Leaves `metrics` out at the end of a run.
     pub const fn detail(mut self, metrics: &'static [&'static str]) -> Self {
         self.detail = metrics;
+        self
+    }
+
+    /// Gives its ports all cells of a matrix stage.
+    pub const fn gathers(mut self) -> Self {
+        self.gathers = true;
         self
     }
 
@@ -180,11 +190,6 @@ pub trait Operator: Debug + Send + Sync {
 
     /// Whether the outputs depend on the stage's seed, which then enters the key.
     fn draws(&self) -> bool {
-        false
-    }
-
-    /// Whether the outputs hold the names of the inputs, which then enter the key.
-    fn gathers(&self) -> bool {
         false
     }
 
@@ -291,10 +296,36 @@ pub struct Inputs {
 /// One table that arrives at a port.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// The stage's output, as written in the file, for messages.
+    /// The stage's output, as it would be written in the file, for messages: `exam[arm=mixed].predictions`.
     pub name: String,
+    /// Which cell of its stage's matrix it is; empty for a stage without one.
+    pub cell: Cell,
     /// Its columns.
     pub schema: SchemaRef,
+}
+
+/// A cell of a matrix: the label of its value on each axis, in the order of the axes. A stage without a matrix is one cell
+/// without axes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Cell(pub Vec<(String, String)>);
+
+impl Cell {
+    /// The label on an axis, if the cell has it.
+    pub fn label(&self, axis: &str) -> Option<&str> {
+        self.0.iter().find(|(name, _)| name == axis).map(|(_, label)| label.as_str())
+    }
+}
+
+/// `[arm=mixed,tokens=1M]`; nothing for a stage without a matrix.
+impl std::fmt::Display for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let labels: Vec<String> = self.0.iter().map(|(axis, label)| format!("{axis}={label}")).collect();
+        write!(f, "[{}]", labels.join(","))
+    }
 }
 
 impl Inputs {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     failure::Failure,
-    operator::{Input, Inputs},
+    operator::{Cell, Input, Inputs},
 };
 
 /// A schema as hex digits of an Arrow IPC schema message.
@@ -48,13 +48,13 @@ impl SchemaBytes {
 /// The schemas that an operator was bound with, as text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InputSchemas {
-    ports: BTreeMap<String, Vec<(String, SchemaBytes)>>,
+    ports: BTreeMap<String, Vec<(String, Cell, SchemaBytes)>>,
     source: Option<SchemaBytes>,
 }
 
 impl InputSchemas {
     pub(crate) fn new(inputs: &Inputs) -> Self {
-        let text = |input: &Input| (input.name.clone(), SchemaBytes::new(&input.schema));
+        let text = |input: &Input| (input.name.clone(), input.cell.clone(), SchemaBytes::new(&input.schema));
         let ports = inputs.ports.iter().map(|(port, inputs)| (port.clone(), inputs.iter().map(text).collect())).collect();
         Self { ports, source: inputs.source.as_deref().map(SchemaBytes::new) }
     }
@@ -63,8 +63,8 @@ impl InputSchemas {
         let mut ports = BTreeMap::new();
         for (port, inputs) in &self.ports {
             let mut opened = Vec::new();
-            for (name, schema) in inputs {
-                opened.push(Input { name: name.clone(), schema: schema.schema()? });
+            for (name, cell, schema) in inputs {
+                opened.push(Input { name: name.clone(), cell: cell.clone(), schema: schema.schema()? });
             }
             ports.insert(port.clone(), opened);
         }

@@ -28,7 +28,7 @@ const PREDICTIONS: &str = "predictions";
 const COMPARED: [&str; 3] = ["correct", "exact_match", "token_f1"];
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Compare>("compare", 1).reported();
+pub const TYPE: OperatorType = OperatorType::of::<Compare>("compare", 1).gathers().reported();
 
 /// Compares predictions on the same questions, with 95 % intervals of the differences.
 ///
@@ -145,10 +145,6 @@ impl Operator for Compare {
     fn lower(&self, inputs: &Inputs) -> Lowering {
         let names = inputs.all(PREDICTIONS).iter().map(|table| table.name.clone()).collect();
         Lowering::Task(Arc::new(Comparing { config: self.clone(), names, columns: self.columns(inputs) }))
-    }
-
-    fn gathers(&self) -> bool {
-        true
     }
 
     fn draws(&self) -> bool {
@@ -349,7 +345,11 @@ mod tests {
 
     fn compare(config: serde_json::Value, names: &[&str], tables: &[RecordBatch]) -> Result<Vec<Line>, String> {
         let compare: Compare = serde_json::from_value(config).unwrap();
-        let input = |(name, table): (&&str, &RecordBatch)| Input { name: (*name).to_owned(), schema: table.schema() };
+        let input = |(name, table): (&&str, &RecordBatch)| Input {
+            name: (*name).to_owned(),
+            cell: Default::default(),
+            schema: table.schema(),
+        };
         let inputs = names.iter().zip(tables).map(input).collect();
         let inputs = Inputs { ports: BTreeMap::from([(PREDICTIONS.to_owned(), inputs)]), ..Inputs::default() };
         compare.bind(&inputs).map_err(|mistakes| format!("{}: {}", mistakes[0].field, mistakes[0].message))?;

@@ -16,7 +16,7 @@ use super::{Edge, Plan, SourceColumns, Stage, StageIndex, leakage};
 use crate::{
     diagnostic::{Diagnostic, Span, nearest, quoted},
     operator::{
-        Cost, DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry,
+        Cell, Cost, DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry,
         rejects_schema,
     },
     spec::{PortSpec, Reference, Spec, StageSpec},
@@ -223,7 +223,7 @@ fn bind_stage<'a>(
             } else {
                 format!("{}.{}", reference.stage, reference.output)
             };
-            arriving.push(Input { name: written, schema: output.schema.clone() });
+            arriving.push(Input { name: written, cell: Cell::default(), schema: output.schema.clone() });
             edges.push((*upstream, Edge { output: reference.output.clone(), port: name.clone(), position }));
         }
     }

@@ -300,7 +300,7 @@ fn step_preimage(stage: &Stage, plan: &Plan, environment: &Environment) -> Resul
         let entry = plan.models.get(&name).ok_or_else(|| Failure::bug(format!("no model `{name}`")))?;
         models.insert(field.into(), (environment.registry.model_identity)(entry));
     }
-    let names = stage.operator.gathers().then(|| {
+    let names = stage.operator_type.gathers.then(|| {
         let ports = stage.inputs.ports.iter();
         ports
             .map(|(port, inputs)| (port.clone(), inputs.iter().map(|input| &input.name).collect::<Vec<_>>()))

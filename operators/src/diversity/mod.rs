@@ -46,7 +46,7 @@ const NGRAM: usize = 4;
 const EMBEDDED: usize = 2000;
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Diversity>("diversity", 1).reported();
+pub const TYPE: OperatorType = OperatorType::of::<Diversity>("diversity", 1).gathers().reported();
 
 /// Says how much the rows of each input differ from each other, on samples of equally many words.
 ///
@@ -129,10 +129,6 @@ impl Operator for Diversity {
     fn lower(&self, inputs: &Inputs) -> Lowering {
         let names = inputs.all(PORT).iter().map(|rows| rows.name.clone()).collect();
         Lowering::Task(Arc::new(Measuring { config: self.clone(), names }))
-    }
-
-    fn gathers(&self) -> bool {
-        true
     }
 
     fn draws(&self) -> bool {
@@ -464,7 +460,10 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let schema = batch(&[]).schema();
-        let inputs = Inputs { ports: [(PORT.to_owned(), vec![Input { name: "a".into(), schema }])].into(), ..Inputs::default() };
+        let inputs = Inputs {
+            ports: [(PORT.to_owned(), vec![Input { name: "a".into(), cell: Default::default(), schema }])].into(),
+            ..Inputs::default()
+        };
         let fields = |config: serde_json::Value| {
             let operator: Diversity = serde_json::from_value(config).unwrap();
             let mistakes = operator.bind(&inputs).err().unwrap_or_default();

@@ -21,7 +21,7 @@ fn schema(columns: &[&str]) -> SchemaRef {
 }
 
 fn inputs(questions: &[&str], model: bool) -> Inputs {
-    let input = |schema| vec![Input { name: "made".into(), schema }];
+    let input = |schema| vec![Input { name: "made".into(), cell: Default::default(), schema }];
     let mut ports = BTreeMap::from([(QUESTIONS.to_owned(), input(schema(questions)))]);
     if model {
         let last = Field::new("final", DataType::Boolean, false);

@@ -29,6 +29,7 @@ fn mix() -> Mix {
 fn inputs(sources: &[&[&str]]) -> Inputs {
     let input = |columns: &&[&str]| Input {
         name: "made".into(),
+        cell: Default::default(),
         schema: batch(&columns.iter().map(|name| (*name, vec![])).collect::<Vec<_>>()).schema(),
     };
     Inputs { ports: BTreeMap::from([(SOURCES.to_owned(), sources.iter().map(input).collect())]), ..Inputs::default() }

@@ -438,7 +438,7 @@ fn fragment(text: &str) -> String {
 pub(crate) fn inputs(ports: &[(&str, SchemaRef)]) -> ingrain_engine::operator::Inputs {
     use ingrain_engine::operator::{Input, Inputs};
     let input = |(name, schema): &(&str, SchemaRef)| {
-        ((*name).to_owned(), vec![Input { name: (*name).to_owned(), schema: schema.clone() }])
+        ((*name).to_owned(), vec![Input { name: (*name).to_owned(), cell: Default::default(), schema: schema.clone() }])
     };
     Inputs { ports: ports.iter().map(input).collect(), ..Inputs::default() }
 }

@@ -43,7 +43,9 @@ fn questions() -> RecordBatch {
 }
 
 fn inputs(documents: &RecordBatch, questions: &RecordBatch) -> Inputs {
-    let port = |name: &str, rows: &RecordBatch| (name.to_owned(), vec![Input { name: name.to_owned(), schema: rows.schema() }]);
+    let port = |name: &str, rows: &RecordBatch| {
+        (name.to_owned(), vec![Input { name: name.to_owned(), cell: Default::default(), schema: rows.schema() }])
+    };
     Inputs { ports: [port(DOCUMENTS, documents), port(QUESTIONS, questions)].into(), ..Inputs::default() }
 }
 

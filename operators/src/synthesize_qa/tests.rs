@@ -18,7 +18,7 @@ fn config(extra: Value) -> SynthesizeQa {
 
 fn inputs(columns: &[&str]) -> Inputs {
     let fields: Vec<Field> = columns.iter().map(|name| Field::new(*name, DataType::Utf8, *name == "title")).collect();
-    let input = Input { name: "units".into(), schema: Arc::new(Schema::new(fields)) };
+    let input = Input { name: "units".into(), cell: Default::default(), schema: Arc::new(Schema::new(fields)) };
     Inputs { ports: [(PORT.to_owned(), vec![input])].into(), ..Inputs::default() }
 }
 
