@@ -3,12 +3,12 @@
 use std::{collections::HashSet, path::Path, process::ExitCode, sync::Arc};
 
 use ingrain_engine::{
-    diagnostic::{Diagnostics, Source},
+    diagnostic::{Diagnostics, Source, nearest, quoted},
     failure::Failure,
-    operator::{DEFAULT_OUTPUT, Output},
+    operator::{Cell, DEFAULT_OUTPUT, Output},
     plan::{Plan, SourceColumns, StageIndex},
     run::{Environment, Settings, Status, Table, default_memory, source_columns, why},
-    spec::{self, Size, Spec},
+    spec::{self, Reference, Size, Spec},
     store::{Buckets, Store},
 };
 use ingrain_operators::REGISTRY;
@@ -90,12 +90,45 @@ impl Pipeline {
         Ok(Self { plan, spec, buckets, sources, source: self.source.clone(), spends_as: self.spends_as.clone() })
     }
 
-    /// The stage called `name`.
-    pub(crate) fn stage(&self, name: &str) -> Result<StageIndex, Failure> {
-        self.plan.find(name).ok_or_else(|| {
-            let names: Vec<String> = self.plan.stages().map(|(_, stage)| format!("`{}`", stage.name)).collect();
-            Failure::data(format!("no stage is called `{name}`")).hint(format!("the stages are {}", names.join(", ")))
-        })
+    /// The stages that `written` means: a stage of the file, or of one with a matrix all cells, or those that fit
+    /// (`mixture[arm=mixed]`).
+    pub(crate) fn stages(&self, written: &str) -> Result<Vec<StageIndex>, Failure> {
+        let reference = Reference::parse(written).filter(|reference| reference.output == DEFAULT_OUTPUT);
+        let (base, cell) = reference.map_or((written.to_owned(), Cell::default()), |found| (found.stage, found.cell));
+        self.cells(&base, &cell)
+    }
+
+    fn cells(&self, base: &str, cell: &Cell) -> Result<Vec<StageIndex>, Failure> {
+        let found = self.plan.cells(base, cell);
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let all = self.plan.cells(base, &Cell::default());
+        if all.is_empty() {
+            let mut names: Vec<&str> = self.spec.stages.iter().map(|stage| stage.base.as_str()).collect();
+            names.dedup();
+            let help = match nearest(base, names.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the stages are {}", quoted(names)),
+            };
+            return Err(Failure::data(format!("no stage is called `{base}`")).hint(help));
+        }
+        let names: Vec<&str> = all.iter().take(8).map(|index| self.plan.stage(*index).name.as_str()).collect();
+        let more = if all.len() > names.len() { format!(" and {} more", all.len() - names.len()) } else { String::new() };
+        Err(Failure::data(format!("`{base}` has no cell `{cell}`")).hint(format!("there are {}{more}", quoted(names))))
+    }
+
+    /// The one stage that `written` means.
+    pub(crate) fn stage(&self, written: &str) -> Result<StageIndex, Failure> {
+        match self.stages(written)?.as_slice() {
+            [only] => Ok(*only),
+            several => Err(self.several(written, several)),
+        }
+    }
+
+    fn several(&self, written: &str, cells: &[StageIndex]) -> Failure {
+        let first = cells.first().map_or("", |index| &self.plan.stage(*index).name);
+        Failure::data(format!("`{written}` is {} cells of a matrix", cells.len())).hint(format!("name one of them: `{first}`"))
     }
 
     /// Every stage.
@@ -103,16 +136,31 @@ impl Pipeline {
         self.plan.stages().map(|(index, _)| index).collect()
     }
 
-    /// The output that `STAGE[.OUTPUT]` means, with its stage.
+    /// The output that `STAGE[.OUTPUT]` means, of every stage that it means.
+    pub(crate) fn outputs(&self, written: &str) -> Result<Vec<(StageIndex, &Output)>, Failure> {
+        let reference = Reference::parse(written);
+        let (base, cell, name) = match &reference {
+            Some(found) => (found.stage.as_str(), found.cell.clone(), found.output.as_str()),
+            None => (written, Cell::default(), DEFAULT_OUTPUT),
+        };
+        let output = |index: StageIndex| {
+            let stage = self.plan.stage(index);
+            let output = stage.output(name).ok_or_else(|| {
+                let names: Vec<String> = stage.outputs.iter().map(|output| format!("`{}.{}`", stage.name, output.name)).collect();
+                Failure::data(format!("`{}` has no output `{name}`", stage.name)).hint(format!("it has {}", names.join(", ")))
+            })?;
+            Ok((index, output))
+        };
+        self.cells(base, &cell)?.into_iter().map(output).collect()
+    }
+
+    /// The one output that `STAGE[.OUTPUT]` means, with its stage.
     pub(crate) fn output(&self, written: &str) -> Result<(StageIndex, &Output), Failure> {
-        let (stage_name, name) = written.split_once('.').unwrap_or((written, DEFAULT_OUTPUT));
-        let index = self.stage(stage_name)?;
-        let stage = self.plan.stage(index);
-        let output = stage.output(name).ok_or_else(|| {
-            let names: Vec<String> = stage.outputs.iter().map(|output| format!("`{stage_name}.{}`", output.name)).collect();
-            Failure::data(format!("`{stage_name}` has no output `{name}`")).hint(format!("it has {}", names.join(", ")))
-        })?;
-        Ok((index, output))
+        let found = self.outputs(written)?;
+        match found.as_slice() {
+            [only] => Ok(*only),
+            _ => Err(self.several(written, &found.iter().map(|(index, _)| *index).collect::<Vec<_>>())),
+        }
     }
 
     /// The table of an output, as the pipeline stands now.

@@ -9,7 +9,7 @@ use std::{
 use ingrain_engine::{
     failure::Failure,
     operator::Resource,
-    plan::{Stage, StageIndex},
+    plan::{Plan, Stage, StageIndex},
     run::{Counters, Environment, Reason, Status, rehearse, why as statuses},
 };
 use ingrain_operators::{
@@ -37,21 +37,29 @@ pub(crate) async fn plan(call: &PlanCall) -> Result<(), End> {
     let found = statuses(&pipeline.plan, &environment, &pipeline.all(), HashSet::new()).await?;
     let asking = asking(&pipeline, &environment, &found).await?;
     let mut stdout = std::io::stdout().lock();
-    let width = found.iter().map(|(index, _)| pipeline.plan.stage(*index).name.len()).max().unwrap_or(0);
-    for (index, status) in &found {
-        let stage = pipeline.plan.stage(*index);
-        let asks = asking.get(index);
-        let line = if call.json {
-            let mut told = told(&stage.name, status);
-            if let Some(asks) = asks {
-                told["asks"] = asks.told();
+    let width = found.iter().map(|(index, _)| pipeline.plan.stage(*index).base.len()).max().unwrap_or(0);
+    for (stage, cells) in groups(&pipeline.plan, &found) {
+        let lines: Vec<(&Stage, String)> = cells
+            .iter()
+            .map(|(index, status)| {
+                let (stage, asks) = (pipeline.plan.stage(*index), asking.get(index));
+                let asked = asks.map(|asks| format!("; {}", asks.said())).unwrap_or_default();
+                (stage, format!("{}{asked}{}", said(stage, status), took(status, asks)))
+            })
+            .collect();
+        if call.json {
+            for (index, status) in &cells {
+                let mut told = told(pipeline.plan.stage(*index), status);
+                if let Some(asks) = asking.get(index) {
+                    told["asks"] = asks.told();
+                }
+                writeln!(stdout, "{told}").map_err(Failure::from)?;
             }
-            told.to_string()
         } else {
-            let asks = asks.map(|asks| format!("; {}", asks.said())).unwrap_or_default();
-            format!("{:width$}  {}{asks}{}", stage.name, said(stage, status), took(status, asking.get(index)))
-        };
-        writeln!(stdout, "{line}").map_err(Failure::from)?;
+            for line in grouped_lines(stage, width, &lines, &cells) {
+                writeln!(stdout, "{line}").map_err(Failure::from)?;
+            }
+        }
     }
     let runs = found.iter().filter(|(_, status)| !matches!(status, Status::Hit { .. })).count();
     if !call.json {
@@ -62,6 +70,51 @@ pub(crate) async fn plan(call: &PlanCall) -> Result<(), End> {
         tell(&summary, None);
     }
     Ok(())
+}
+
+type Found = (StageIndex, Status);
+
+/// The stages of the file, in the order of the first cell of each, with all cells.
+fn groups<'a>(plan: &'a Plan, found: &'a [Found]) -> Vec<(&'a str, Vec<&'a Found>)> {
+    let mut groups: Vec<(&str, Vec<&Found>)> = Vec::new();
+    for one in found {
+        let base = plan.stage(one.0).base.as_str();
+        match groups.iter_mut().find(|(known, _)| *known == base) {
+            Some((_, cells)) => cells.push(one),
+            None => groups.push((base, vec![one])),
+        }
+    }
+    groups
+}
+
+/// A stage in one line; with a matrix the number of cells of each kind, and what there is to say of those that differ.
+fn grouped_lines(base: &str, width: usize, lines: &[(&Stage, String)], cells: &[&Found]) -> Vec<String> {
+    if let [(stage, line)] = lines
+        && stage.cell.0.is_empty()
+    {
+        return vec![format!("{base:width$}  {line}")];
+    }
+    let count = |is: fn(&Status) -> bool| cells.iter().filter(|(_, status)| is(status)).count();
+    let counts = [
+        (count(|status| matches!(status, Status::Hit { .. })), "cached"),
+        (count(|status| matches!(status, Status::Run { .. })), "will run"),
+        (count(|status| matches!(status, Status::Unknown { .. })), "unknown"),
+    ];
+    let counts: Vec<String> =
+        counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{} {word}", grouped(*count as u64))).collect();
+    let head = format!("{base:width$}  {} cells: {}", grouped(cells.len() as u64), counts.join(", "));
+    let open: Vec<&(&Stage, String)> =
+        lines.iter().zip(cells).filter(|(_, (_, status))| !matches!(status, Status::Hit { .. })).map(|(line, _)| line).collect();
+    let alike = open.iter().all(|(_, line)| open.first().is_some_and(|(_, first)| first == line));
+    match open.first() {
+        None => vec![head],
+        Some((_, line)) if alike => vec![format!("{head}: {}", line.strip_prefix("will run: ").unwrap_or(line))],
+        Some(_) => {
+            let widest = open.iter().map(|(stage, _)| stage.cell.to_string().len()).max().unwrap_or(0);
+            let line = |(stage, line): &&(&Stage, String)| format!("{:width$}  {:widest$}  {line}", "", stage.cell.to_string());
+            [head].into_iter().chain(open.iter().map(line)).collect()
+        }
+    }
 }
 
 /// What a stage that will run asks its teacher.
@@ -159,26 +212,30 @@ fn took(status: &Status, asks: Option<&Asks>) -> String {
 
 pub(crate) async fn why(call: &WhyCall) -> Result<(), End> {
     let pipeline = Pipeline::load(&call.store.file).await?;
-    let index = pipeline.stage(&call.stage)?;
+    let wanted = pipeline.stages(&call.stage)?;
     let environment = pipeline.open(&call.store).await?;
-    let found = statuses(&pipeline.plan, &environment, &pipeline.plan.needed_by(index), HashSet::new()).await?;
+    let needed = wanted.iter().flat_map(|index| pipeline.plan.needed_by(*index)).collect();
+    let found = statuses(&pipeline.plan, &environment, &needed, HashSet::new()).await?;
     let mut stdout = std::io::stdout().lock();
-    for (_, status) in found.iter().filter(|(found, _)| *found == index) {
+    for (index, status) in found.iter().filter(|(found, _)| wanted.contains(found)) {
+        let stage = pipeline.plan.stage(*index);
         if call.json {
-            writeln!(stdout, "{}", told(&call.stage, status)).map_err(Failure::from)?;
+            writeln!(stdout, "{}", told(stage, status)).map_err(Failure::from)?;
             continue;
         }
+        let name = &stage.name;
         match status {
             Status::Run { reasons, .. } => {
-                writeln!(stdout, "`{}` has to run:", call.stage).map_err(Failure::from)?;
+                writeln!(stdout, "`{name}` has to run:").map_err(Failure::from)?;
                 for reason in reasons {
                     writeln!(stdout, "  {reason}").map_err(Failure::from)?;
                 }
             }
             Status::Unknown { .. } => {
-                writeln!(stdout, "`{}`: {}", call.stage, said(pipeline.plan.stage(index), status)).map_err(Failure::from)?;
+                writeln!(stdout, "`{name}`: {}", said(stage, status)).map_err(Failure::from)?;
                 // The first causes: what is above runs only because of these.
-                for (above, status) in &found {
+                let above = pipeline.plan.needed_by(*index);
+                for (above, status) in found.iter().filter(|(found, _)| above.contains(found)) {
                     if let Status::Run { reasons, .. } = status {
                         let first = reasons.first().map(Reason::to_string).unwrap_or_default();
                         writeln!(stdout, "  `{}` will run: {first}", pipeline.plan.stage(*above).name).map_err(Failure::from)?;
@@ -186,7 +243,7 @@ pub(crate) async fn why(call: &WhyCall) -> Result<(), End> {
                 }
             }
             Status::Hit { .. } => {
-                writeln!(stdout, "`{}`: {}", call.stage, said(pipeline.plan.stage(index), status)).map_err(Failure::from)?;
+                writeln!(stdout, "`{name}`: {}", said(stage, status)).map_err(Failure::from)?;
             }
         }
     }
@@ -203,18 +260,29 @@ fn said(stage: &Stage, status: &Status) -> String {
             let more = if reasons.len() > 1 { format!(" (and {} more)", reasons.len() - 1) } else { String::new() };
             format!("will run: {}{more}", reasons.first().map(Reason::to_string).unwrap_or_default())
         }
-        Status::Unknown { after } => format!("unknown: runs only if what comes out of {} has changed", after.join(", ")),
+        Status::Unknown { after } => {
+            let (first, more) = after.split_at(after.len().min(4));
+            let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+            format!("unknown: runs only if what comes out of {}{more} has changed", first.join(", "))
+        }
     }
 }
 
-fn told(stage: &str, status: &Status) -> Value {
-    match status {
-        Status::Hit { key, generation, .. } => {
-            json!({ "stage": stage, "status": "cached", "key": key.key, "generation": generation })
-        }
-        Status::Run { key, generation, reasons, last } => json!({
-            "stage": stage, "status": "run", "key": key.key, "generation": generation, "reasons": reasons, "last": last,
-        }),
-        Status::Unknown { after } => json!({ "stage": stage, "status": "unknown", "after": after }),
+fn told(stage: &Stage, status: &Status) -> Value {
+    let mut told = json!({ "stage": stage.name });
+    if !stage.cell.0.is_empty() {
+        let labels = stage.cell.0.iter().map(|(axis, label)| (axis.clone(), label.as_str().into()));
+        told["cell"] = Value::Object(labels.collect());
     }
+    let more = match status {
+        Status::Hit { key, generation, .. } => json!({ "status": "cached", "key": key.key, "generation": generation }),
+        Status::Run { key, generation, reasons, last } => {
+            json!({ "status": "run", "key": key.key, "generation": generation, "reasons": reasons, "last": last })
+        }
+        Status::Unknown { after } => json!({ "status": "unknown", "after": after }),
+    };
+    if let (Value::Object(told), Value::Object(more)) = (&mut told, more) {
+        told.extend(more);
+    }
+    told
 }

@@ -1,7 +1,7 @@
 //! What a person sees on the terminal. Everything here goes to stderr.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     io::{IsTerminal, Write},
     sync::{Mutex, atomic::Ordering},
     time::Duration,
@@ -11,6 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use ingrain_engine::{
     diagnostic::Diagnostics,
     operator::Price,
+    plan::Stage,
     run::{Counters, Event, StageReport},
 };
 
@@ -53,24 +54,48 @@ pub(crate) fn rows(n: u64) -> String {
     format!("{} row{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
-/// One line per stage on a terminal; nothing elsewhere.
+/// One line per stage of the file on a terminal; nothing elsewhere.
 pub(crate) struct Progress {
     lines: MultiProgress,
+    /// By name, the stage of the file.
+    bases: HashMap<String, String>,
     bars: Mutex<HashMap<String, Bar>>,
     width: usize,
     shown: bool,
 }
 
-/// The line of a running stage.
+/// The line of a stage of the file, while one of its cells runs.
 struct Bar {
-    line: ProgressBar,
-    pace: Pace,
+    line: Option<ProgressBar>,
+    /// Paces of the cells that run.
+    running: BTreeMap<String, Pace>,
+    /// How many cells there are, and what became of those that are done.
+    cells: usize,
+    cached: usize,
+    ran: usize,
+    failed: usize,
+    skipped: usize,
+    seconds: f64,
+}
+
+impl Bar {
+    fn done(&self) -> usize {
+        self.cached + self.ran + self.failed + self.skipped
+    }
 }
 
 impl Progress {
-    pub(crate) fn new(names: impl Iterator<Item = usize>, shown: bool) -> Self {
+    pub(crate) fn new<'a>(stages: impl Iterator<Item = &'a Stage>, shown: bool) -> Self {
         let shown = shown && std::io::stderr().is_terminal();
-        Self { lines: MultiProgress::new(), bars: Mutex::default(), width: names.max().unwrap_or(0), shown }
+        let (mut bases, mut bars) = (HashMap::new(), HashMap::new());
+        for stage in stages {
+            bases.insert(stage.name.clone(), stage.base.clone());
+            let new =
+                Bar { line: None, running: BTreeMap::new(), cells: 0, cached: 0, ran: 0, failed: 0, skipped: 0, seconds: 0.0 };
+            bars.entry(stage.base.clone()).or_insert(new).cells += 1;
+        }
+        let width = bars.keys().map(String::len).max().unwrap_or(0);
+        Self { lines: MultiProgress::new(), bases, bars: Mutex::new(bars), width, shown }
     }
 
     pub(crate) fn event(&self, event: &Event) {
@@ -81,51 +106,111 @@ impl Progress {
             }
             return;
         }
-        let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match event {
-            Event::Started { stage, .. } => {
-                let style = ProgressStyle::with_template("{spinner} {prefix} {msg} {elapsed}")
-                    .unwrap_or_else(|_| ProgressStyle::default_spinner());
-                let line = self.lines.add(ProgressBar::new_spinner().with_style(style));
-                line.set_prefix(format!("{stage:width$}", width = self.width));
-                line.enable_steady_tick(Duration::from_millis(120));
-                bars.insert(stage.clone(), Bar { line, pace: Pace::default() });
-            }
+            Event::Started { stage, .. } => self.started(stage),
             Event::Waiting { .. } | Event::Namesake { .. } => {
                 if let Some(notice) = notice(event) {
                     let _ = self.lines.println(notice);
                 }
             }
-            Event::Cached { stage, rows } => self.line(stage, &format!("cached, {}", self::rows(*rows))),
-            Event::Finished(report) => {
-                if let Some(bar) = bars.remove(&report.stage) {
-                    bar.line.finish_and_clear();
-                }
-                self.line(&report.stage, &said(report));
+            Event::Cached { stage, rows } => {
+                self.ended(stage, &format!("cached, {}", self::rows(*rows)), |bar| bar.cached += 1);
             }
+            Event::Finished(report) => self.ended(&report.stage, &said(report), |bar| {
+                bar.ran += 1;
+                bar.seconds += report.seconds;
+            }),
             Event::Failed { stage, failure } => {
-                if let Some(bar) = bars.remove(stage) {
-                    bar.line.finish_and_clear();
+                let text = format!("failed: {}", printable(&failure.message));
+                if self.is_cell(stage) {
+                    self.line(stage, &text);
                 }
-                self.line(stage, &format!("failed: {}", printable(&failure.message)));
+                self.ended(stage, &text, |bar| bar.failed += 1);
             }
             Event::Damaged { stage, object } => {
+                self.undone(stage);
                 self.line(stage, &format!("`{object}` doesn't hold what was written there: it is made anew"));
             }
-            Event::Skipped { stage, because } => self.line(stage, &format!("not run: needs {}", because.join(", "))),
+            Event::Skipped { stage, because } => {
+                self.ended(stage, &format!("not run: needs {}", because.join(", ")), |bar| bar.skipped += 1);
+            }
+        }
+    }
+
+    fn is_cell(&self, stage: &str) -> bool {
+        self.bases.get(stage).is_some_and(|base| base != stage)
+    }
+
+    fn started(&self, stage: &str) {
+        let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some((base, bar)) = self.bases.get(stage).and_then(|base| Some((base, bars.get_mut(base)?))) else { return };
+        bar.running.insert(stage.to_owned(), Pace::default());
+        bar.line.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{spinner} {prefix} {msg} {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let line = self.lines.add(ProgressBar::new_spinner().with_style(style));
+            line.set_prefix(format!("{base:width$}", width = self.width));
+            line.enable_steady_tick(Duration::from_millis(120));
+            line
+        });
+    }
+
+    /// Counts a stage that is done, and says so; of the cells of a matrix when the last one is.
+    fn ended(&self, stage: &str, text: &str, count: impl FnOnce(&mut Bar)) {
+        let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some((base, bar)) = self.bases.get(stage).and_then(|base| Some((base, bars.get_mut(base)?))) else { return };
+        count(bar);
+        bar.running.remove(stage);
+        if bar.running.is_empty()
+            && let Some(line) = bar.line.take()
+        {
+            line.finish_and_clear();
+        }
+        if bar.cells == 1 {
+            return self.line(base, text);
+        }
+        if bar.done() == bar.cells {
+            let counts = [(bar.ran, "ran"), (bar.cached, "cached"), (bar.failed, "failed"), (bar.skipped, "not run")];
+            let counts: Vec<String> =
+                counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+            let seconds = if bar.ran > 0 { format!(", {:.1} s in all", bar.seconds) } else { String::new() };
+            self.line(base, &format!("{} cells: {}{seconds}", bar.cells, counts.join(", ")));
+        }
+    }
+
+    /// Takes back that a stage was done.
+    fn undone(&self, stage: &str) {
+        let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(bar) = self.bases.get(stage).and_then(|base| bars.get_mut(base)) {
+            let count = if bar.cached > 0 { &mut bar.cached } else { &mut bar.ran };
+            *count = count.saturating_sub(1);
         }
     }
 
     /// Brings a running stage's line up to date.
     pub(crate) fn update(&self, stage: &str, counters: &Counters, price: Option<Price>) {
         let mut bars = self.bars.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(bar) = bars.get_mut(stage) else { return };
-        bar.line.set_message(running(counters, price, &mut bar.pace, bar.line.elapsed()));
+        let Some(bar) = self.bases.get(stage).and_then(|base| bars.get_mut(base)) else { return };
+        let (done, at_once) = (bar.done(), bar.running.len());
+        let is_first = bar.running.first_key_value().is_some_and(|(first, _)| first == stage);
+        let (Some(pace), Some(line)) = (bar.running.get_mut(stage), &bar.line) else { return };
+        let text = running(counters, price, pace, line.elapsed());
+        match bar.cells {
+            1 => line.set_message(text),
+            cells if at_once > 1 => line.set_message(format!("{done} of {cells} cells, {at_once} at work")),
+            cells if is_first => line.set_message(format!("{done} of {cells} cells; {}: {text}", cell_of(stage))),
+            _ => {}
+        }
     }
 
     fn line(&self, stage: &str, text: &str) {
         let _ = self.lines.println(format!("  {stage:width$} {text}", width = self.width));
     }
+}
+
+/// `arm=mixed` of `student[arm=mixed]`.
+fn cell_of(stage: &str) -> &str {
+    stage.split_once('[').map_or(stage, |(_, cell)| cell.trim_end_matches(']'))
 }
 
 /// What a running stage does, `elapsed` after it started.

@@ -15,7 +15,7 @@ use arrow::{
 use ingrain_engine::{
     failure::{Failure, Fault},
     operator::{REJECTS_OUTPUT, Resource},
-    plan::{Plan, StageIndex},
+    plan::{Plan, Stage, StageIndex},
     run::{Counters, Environment, Event, Outcome, Run, RunOptions, Status, Table, why},
 };
 use ingrain_operators::{REGISTRY, train::device};
@@ -28,7 +28,7 @@ use crate::{
     pipeline::Pipeline,
     progress::{Progress, grouped, tell},
     sample::sample,
-    show::{print_rows, row_objects},
+    show::{print_rows, row_objects, with_axes},
     told,
 };
 
@@ -46,8 +46,8 @@ pub(crate) async fn run(call: RunCall) -> Result<(), End> {
         return sample(&call, &pipeline, documents).await;
     }
     let options = RunOptions {
-        until: call.until.iter().map(|name| pipeline.stage(name)).collect::<Result<_, _>>()?,
-        force: call.force.iter().map(|name| pipeline.stage(name)).collect::<Result<_, _>>()?,
+        until: meant(&pipeline, &call.until)?,
+        force: meant(&pipeline, &call.force)?.into_iter().collect(),
         verify: call.verify,
         round_trip: call.round_trip,
         by_document: false,
@@ -75,6 +75,12 @@ pub(crate) async fn run(call: RunCall) -> Result<(), End> {
         tell_rejects(&pipeline, &driven.outcome);
     }
     driven.end(&pipeline.plan, call.json)
+}
+
+/// The stages that the call names, every cell of a matrix.
+fn meant(pipeline: &Pipeline, names: &[String]) -> Result<Vec<StageIndex>, Failure> {
+    let found: Vec<Vec<StageIndex>> = names.iter().map(|name| pipeline.stages(name)).collect::<Result<_, _>>()?;
+    Ok(found.concat())
 }
 
 /// Names the stages that refused rows: on a terminal that has scrolled on, or in a log, nothing else does.
@@ -127,7 +133,9 @@ pub(crate) async fn drive(
     interrupts: &mut Interrupts,
 ) -> Result<Driven, End> {
     let started = Instant::now();
-    let progress = Progress::new(plan.stages().map(|(_, stage)| stage.name.len()), !json);
+    let wanted =
+        |index: &StageIndex| options.until.is_empty() || options.until.iter().any(|until| plan.needed_by(*until).contains(index));
+    let progress = Progress::new(plan.stages().filter(|(index, _)| wanted(index)).map(|(_, stage)| stage), !json);
     let seconds = Mutex::new(HashMap::new());
     let running = Mutex::new(std::collections::HashSet::new());
     let tell_event = |event: Event| {
@@ -256,8 +264,9 @@ pub(crate) fn emit(event: &serde_json::Value) {
     let _ = writeln!(std::io::stdout().lock(), "{event}");
 }
 
-/// Ends a run with the tables of the stages that report.
+/// Ends a run with the tables of the stages that report, one for all cells of a matrix.
 async fn report(pipeline: &Pipeline, environment: &Environment, outcome: &Outcome, json: bool) -> Result<(), Failure> {
+    let mut reported: Vec<(&Stage, Vec<RecordBatch>)> = Vec::new();
     for (index, stage) in pipeline.plan.stages().filter(|(_, stage)| stage.operator_type.reported) {
         let Some(manifest) = outcome.artifacts.get(&index) else { continue };
         let (Some(output), Some(table)) = (stage.output("default"), manifest.outputs.get("default")) else { continue };
@@ -266,15 +275,23 @@ async fn report(pipeline: &Pipeline, environment: &Environment, outcome: &Outcom
             emit(&json!({ "event": "table", "stage": stage.name, "rows": row_objects(&rows)? }));
             continue;
         }
-        let mut stdout = std::io::stdout().lock();
+        let rows = with_axes(&rows, &stage.cell)?;
+        match reported.iter_mut().find(|(first, _)| first.base == stage.base) {
+            Some((_, before)) => before.extend(rows),
+            None => reported.push((stage, rows)),
+        }
+    }
+    let mut stdout = std::io::stdout().lock();
+    for (stage, rows) in reported {
+        let name = if stage.cell.0.is_empty() { &stage.name } else { &stage.base };
         match &stage.description {
-            Some(description) => writeln!(stdout, "\n{}: {description}", stage.name)?,
-            None => writeln!(stdout, "\n{}", stage.name)?,
+            Some(description) => writeln!(stdout, "\n{name}: {description}")?,
+            None => writeln!(stdout, "\n{name}")?,
         }
         let (rows, left) = without(&rows, stage.operator_type.detail)?;
         print_rows(&mut stdout, &rows, &["row_id", "parent_id"])?;
         if left > 0 {
-            writeln!(stdout, "{} more: `ingrain show {} {}`", crate::progress::rows(left), pipeline.file(), stage.name)?;
+            writeln!(stdout, "{} more: `ingrain show {} {name}`", crate::progress::rows(left), pipeline.file())?;
         }
     }
     Ok(())

@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, io::Write, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, StringArray},
+    datatypes::{DataType, Field, FieldRef, Schema},
     util::display::{ArrayFormatter, FormatOptions},
 };
 use futures::TryStreamExt;
 use ingrain_engine::{
     failure::Failure,
-    operator::Resource,
+    operator::{Cell, Resource},
     plan::StageIndex,
     run::{Environment, query, rehearse},
 };
@@ -31,32 +32,63 @@ const CELL: usize = 64;
 
 pub(crate) async fn show(call: ShowCall) -> Result<(), End> {
     let pipeline = Pipeline::load(&call.store.file).await?;
-    let (index, output) = pipeline.output(&call.output)?;
+    let found = pipeline.outputs(&call.output)?;
     let environment = pipeline.open(&call.store).await?;
     if call.prompts {
+        let (index, _) = pipeline.output(&call.output)?;
         return prompts(&pipeline, environment, index, &call).await;
     }
-    let table = pipeline.table(&environment, index, output).await?;
-    let total = table.rows();
-    let inputs: BTreeMap<_, _> = [("rows".to_owned(), vec![table])].into();
-    let predicate = match &call.predicate {
-        Some(predicate) => format!(" where {}", condition(predicate, &output.schema)?),
-        None => String::new(),
-    };
-    let order = if output.schema.column_with_name("position").is_some() { "position" } else { "row_id" };
-    let sql = format!("select * from rows{predicate} order by {order} limit {}", call.limit);
-    let rows: Vec<RecordBatch> = query(&environment, &inputs, &sql).await?.try_collect().await.map_err(Failure::from)?;
+    let (mut rows, mut total) = (Vec::new(), 0);
+    for (index, output) in &found {
+        let table = pipeline.table(&environment, *index, output).await?;
+        total += table.rows();
+        let inputs: BTreeMap<_, _> = [("rows".to_owned(), vec![table])].into();
+        let predicate = match &call.predicate {
+            Some(predicate) => format!(" where {}", condition(predicate, &output.schema)?),
+            None => String::new(),
+        };
+        let order = if output.schema.column_with_name("position").is_some() { "position" } else { "row_id" };
+        let sql = format!("select * from rows{predicate} order by {order} limit {}", call.limit);
+        let some: Vec<RecordBatch> = query(&environment, &inputs, &sql).await?.try_collect().await.map_err(Failure::from)?;
+        rows.extend(with_axes(&some, &pipeline.plan.stage(*index).cell)?);
+    }
     let mut stdout = std::io::stdout().lock();
     if call.json {
-        for row in row_objects(&rows)? {
-            writeln!(stdout, "{row}").map_err(Failure::from)?;
+        for batch in rows {
+            for row in row_objects(std::slice::from_ref(&batch))? {
+                writeln!(stdout, "{row}").map_err(Failure::from)?;
+            }
         }
         return Ok(());
     }
-    print_rows(&mut stdout, &rows, &[])?;
+    // Cells may have other columns than each other.
+    for alike in rows.chunk_by(|one, other| one.schema() == other.schema()) {
+        print_rows(&mut stdout, alike, &[])?;
+    }
     let shown: usize = rows.iter().map(RecordBatch::num_rows).sum();
-    tell(&format!("{} of {}", grouped(shown as u64), rows_of(total)), None);
+    if rows.is_empty() {
+        print_rows(&mut stdout, &[], &[])?;
+    }
+    let cells = if found.len() > 1 { format!(", of {} cells", found.len()) } else { String::new() };
+    tell(&format!("{} of {}{cells}", grouped(shown as u64), rows_of(total)), None);
     Ok(())
+}
+
+/// Rows of a cell of a matrix, with a column for the label on each axis in front.
+pub(crate) fn with_axes(rows: &[RecordBatch], cell: &Cell) -> Result<Vec<RecordBatch>, Failure> {
+    let mut out = Vec::with_capacity(rows.len());
+    for batch in rows {
+        let (mut fields, mut columns): (Vec<FieldRef>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
+        for (axis, label) in &cell.0 {
+            let name = if batch.schema().column_with_name(axis).is_some() { format!("matrix.{axis}") } else { axis.clone() };
+            fields.push(Arc::new(Field::new(name, DataType::Utf8, false)));
+            columns.push(Arc::new(StringArray::from_iter_values(std::iter::repeat_n(label, batch.num_rows()))));
+        }
+        fields.extend(batch.schema().fields().iter().cloned());
+        columns.extend(batch.columns().iter().cloned());
+        out.push(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?);
+    }
+    Ok(out)
 }
 
 /// Prints requests as they would be sent.

@@ -83,7 +83,7 @@ fn until(spec: &Spec) -> Vec<String> {
     let mixtures = spec.stages.iter().filter(|stage| stage.op == mix::TYPE.name);
     // A tokenizer that is made for the mixture would find too little text in what a few documents give.
     let sources = mixtures.flat_map(|stage| stage.from.iter().filter(|port| port.port.as_deref() != Some(mix::TOKENIZER)));
-    let read = sources.flat_map(|port| &port.inputs).map(|input| input.stage.clone());
+    let read = sources.flat_map(|port| &port.inputs).map(|input| input.stage_name());
     let read: BTreeSet<String> = read.collect();
     if !read.is_empty() {
         return read.into_iter().collect();

@@ -16,7 +16,7 @@ use super::{Edge, Plan, SourceColumns, Stage, StageIndex, leakage};
 use crate::{
     diagnostic::{Diagnostic, Span, nearest, quoted},
     operator::{
-        Cell, Cost, DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry,
+        Cost, DEFAULT_OUTPUT, Input, Inputs, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Registry,
         rejects_schema,
     },
     spec::{PortSpec, Reference, Spec, StageSpec},
@@ -47,10 +47,12 @@ pub(super) fn compile(
     let nodes: Vec<StageIndex> = (0..spec.stages.len()).map(|place| names.add_node(place)).collect();
     for (place, stage) in spec.stages.iter().enumerate() {
         for reference in stage.from.iter().flat_map(|port| &port.inputs) {
-            match places.get(reference.stage.as_str()) {
+            match places.get(reference.stage_name().as_str()) {
                 Some(upstream) => {
                     names.add_edge(nodes[*upstream], nodes[place], reference.span);
                 }
+                // A stage that is there without this cell: the mistake has been reported.
+                None if spec.stages.iter().any(|stage| stage.base == reference.stage) => {}
                 None => wrong.push(unknown_stage(reference, spec)),
             }
         }
@@ -90,6 +92,8 @@ pub(super) fn compile(
         let stage = draft.spec;
         indices.push(graph.add_node(Stage {
             name: stage.name.clone(),
+            base: stage.base.clone(),
+            cell: stage.cell.clone(),
             operator_type,
             operator,
             config,
@@ -127,7 +131,11 @@ fn beside_file((operator_type, operator, mut config): Bound, folder: &Path) -> R
 }
 
 fn unknown_stage(reference: &Reference, spec: &Spec) -> Diagnostic {
-    let names = || spec.stages.iter().map(|stage| stage.name.as_str());
+    let names = || -> Vec<&str> {
+        let mut names: Vec<&str> = spec.stages.iter().map(|stage| stage.base.as_str()).collect();
+        names.dedup();
+        names
+    };
     let help = match nearest(&reference.stage, names()) {
         Some(name) => format!("did you mean `{name}`?"),
         None => format!("the stages are {}", quoted(names())),
@@ -153,7 +161,7 @@ fn cycles(names: &DiGraph<usize, Span>, spec: &Spec) -> Vec<Diagnostic> {
             }
             path.push(next);
         }
-        let name = |node: &StageIndex| format!("`{}`", spec.stages[names[*node]].name);
+        let name = |node: &StageIndex| format!("`{}`", spec.stages[names[*node]].base);
         let mut steps: Vec<String> = path.iter().map(name).collect();
         steps.push(name(&path[0]));
         let span = names.find_edge(path[path.len() - 1], path[0]).map(|edge| names[edge]);
@@ -204,7 +212,7 @@ fn bind_stage<'a>(
         }
         let arriving = inputs.entry(name.clone()).or_default();
         for (position, reference) in port_spec.inputs.iter().enumerate() {
-            let Some(upstream) = places.get(reference.stage.as_str()) else {
+            let Some(upstream) = places.get(reference.stage_name().as_str()) else {
                 unknown = true;
                 continue;
             };
@@ -218,12 +226,11 @@ fn bind_stage<'a>(
                 continue;
             };
             check_columns(&columns, output, reference, &name, wrong);
-            let written = if reference.output == DEFAULT_OUTPUT {
-                reference.stage.clone()
-            } else {
-                format!("{}.{}", reference.stage, reference.output)
+            let name = match reference.output.as_str() {
+                DEFAULT_OUTPUT => reference.stage_name(),
+                output => format!("{}.{output}", reference.stage_name()),
             };
-            arriving.push(Input { name: written, cell: Cell::default(), schema: output.schema.clone() });
+            arriving.push(Input { name, cell: drafts[*upstream].spec.cell.clone(), schema: output.schema.clone() });
             edges.push((*upstream, Edge { output: reference.output.clone(), port: name.clone(), position }));
         }
     }

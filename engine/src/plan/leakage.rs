@@ -48,7 +48,7 @@ pub(super) fn check(plan: &Plan, spec: &Spec) -> Vec<Diagnostic> {
                 format!("the rows of `{asked}` are rows of `{shared}`, which is trained on")
             };
             leaks.push(
-                Diagnostic::at(span, format!("`{}` questions a model with rows that it is trained on: {rows}", stage.name))
+                Diagnostic::at(span, format!("`{}` questions a model with rows that it is trained on: {rows}", stage.base))
                     .label("trained on")
                     .help(
                         "hold rows out with `op: split` and train only on what is made of the other part, question with \
@@ -61,7 +61,7 @@ pub(super) fn check(plan: &Plan, spec: &Spec) -> Vec<Diagnostic> {
 }
 
 fn written(plan: &Plan, (stage, output): OutputOf<'_>) -> String {
-    let name = &plan.stage(stage).name;
+    let name = &plan.stage(stage).base;
     if output == DEFAULT_OUTPUT { name.clone() } else { format!("{name}.{output}") }
 }
 

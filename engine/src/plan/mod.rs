@@ -14,7 +14,7 @@ pub use petgraph::graph::NodeIndex as StageIndex;
 use crate::{
     diagnostic::Diagnostic,
     failure::Failure,
-    operator::{Cost, DEFAULT_OUTPUT, Inputs, Operator, OperatorType, Output, Price, Registry},
+    operator::{Cell, Cost, DEFAULT_OUTPUT, Inputs, Operator, OperatorType, Output, Price, Registry},
     spec::Spec,
 };
 
@@ -38,8 +38,12 @@ pub struct Plan {
 /// A stage of a plan.
 #[derive(Debug)]
 pub struct Stage {
-    /// Its name in the file.
+    /// Its name: that in the file, with the cell behind it (`mixture[arm=mixed]`).
     pub name: String,
+    /// Its name in the file, which the cells of a matrix share.
+    pub base: String,
+    /// Which cell of its matrix it is.
+    pub cell: Cell,
     /// Its row of the operator table.
     pub operator_type: &'static OperatorType,
     /// Its operator.
@@ -111,6 +115,14 @@ impl Plan {
     /// The stage called `name`.
     pub fn find(&self, name: &str) -> Option<StageIndex> {
         self.order.iter().copied().find(|index| self.graph[*index].name == name)
+    }
+
+    /// The stages of the file's stage `base` that have the labels of `cell`: one if it has no matrix, else all cells that fit.
+    pub fn cells(&self, base: &str, cell: &Cell) -> Vec<StageIndex> {
+        let fits = |stage: &Stage| {
+            stage.base == base && cell.0.iter().all(|(axis, label)| stage.cell.label(axis) == Some(label.as_str()))
+        };
+        self.order.iter().copied().filter(|index| fits(&self.graph[*index])).collect()
     }
 
     /// What a stage reads: by port and place in the port's list, the stage and its output.

@@ -3,14 +3,15 @@
 use std::collections::HashSet;
 
 use super::tree::{Entry, Kind, Node};
+use super::{scalar::plain, value::scalar_text};
 use crate::{
     diagnostic::{Diagnostic, Span},
-    operator::DEFAULT_OUTPUT,
+    operator::{Cell, DEFAULT_OUTPUT},
 };
 
 /// The longest name of a stage, in characters.
 const LONGEST_NAME: usize = 64;
-const HELP: &str = "write `stage`, `stage.output`, a list of these, or a map of ports to them";
+const HELP: &str = "write `stage`, `stage.output`, `stage[axis=value].output`, a list of these, or a map of ports to them";
 
 /// A port as it stands under `from`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,12 +29,51 @@ pub struct PortSpec {
 /// An output of a stage, as it is named by another one. Whether it exists is found out when the graph is bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
-    /// The stage.
+    /// The stage, as it is named in the file.
     pub stage: String,
+    /// The cell of its matrix; of one that reads a file, what it says of the cell.
+    pub cell: Cell,
     /// The output: [`DEFAULT_OUTPUT`] where none is written.
     pub output: String,
     /// Where it stands.
     pub span: Span,
+}
+
+impl Reference {
+    /// Reads `stage`, `stage.output` or `stage[axis=value,...].output`; `None` if `text` is something else. It stands nowhere.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (stage, rest) = text.split_at(text.find(['[', '.']).unwrap_or(text.len()));
+        let (cell, rest) = match rest.strip_prefix('[') {
+            Some(rest) => {
+                let (inner, rest) = rest.split_once(']')?;
+                let cell = inner.split(',').map(coordinate).collect::<Option<Vec<_>>>()?;
+                let is_twice =
+                    |(place, (axis, _)): (usize, &(String, String))| cell[..place].iter().any(|(other, _)| other == axis);
+                if cell.iter().enumerate().any(is_twice) {
+                    return None;
+                }
+                (cell, rest)
+            }
+            None => (Vec::new(), rest),
+        };
+        let output = if rest.is_empty() { DEFAULT_OUTPUT } else { rest.strip_prefix('.')? };
+        let is_sound = is_name(stage) && is_name(output);
+        is_sound.then(|| Self { stage: stage.to_owned(), cell: Cell(cell), output: output.to_owned(), span: Span::default() })
+    }
+
+    /// The name of the stage's cell.
+    pub fn stage_name(&self) -> String {
+        format!("{}{}", self.stage, self.cell)
+    }
+}
+
+/// `axis=value`, the value as it would name a cell: `1.0e-5` is `1e-5`.
+fn coordinate(text: &str) -> Option<(String, String)> {
+    let (axis, label) = text.split_once('=')?;
+    let (axis, label) = (axis.trim(), label.trim());
+    let label =
+        plain(label).ok().and_then(|kind| scalar_text(&kind)).filter(|label| !label.is_empty()).unwrap_or(label.to_owned());
+    (!axis.is_empty() && !label.is_empty()).then(|| (axis.to_owned(), label))
 }
 
 /// Whether `name` can name a stage or an output: `[a-z][a-z0-9_]*`, at most 64 characters.
@@ -90,16 +130,11 @@ impl Reader<'_> {
             self.diagnostics.push(Diagnostic::at(node.span, message).help(HELP));
             return None;
         };
-        let (stage, output) = text.split_once('.').unwrap_or((text, DEFAULT_OUTPUT));
-        if is_name(stage) && is_name(output) {
-            return Some(Reference { stage: stage.to_owned(), output: output.to_owned(), span: node.span });
+        if let Some(reference) = Reference::parse(text) {
+            return Some(Reference { span: node.span, ..reference });
         }
-        let diagnostic = if text.split_once('[').is_some_and(|(stage, _)| is_name(stage)) {
-            Diagnostic::at(node.span, "choosing cells of a matrix (`stage[axis=value]`) is not built yet")
-        } else {
-            let shown: String = text.chars().take(LONGEST_NAME).collect();
-            Diagnostic::at(node.span, format!("`{shown}` names no output of a stage")).help(HELP)
-        };
+        let shown: String = text.chars().take(LONGEST_NAME).collect();
+        let diagnostic = Diagnostic::at(node.span, format!("`{shown}` names no output of a stage")).help(HELP);
         self.diagnostics.push(diagnostic);
         None
     }

@@ -96,7 +96,19 @@ fn graph_keys() -> Map<String, Value> {
             "description": "What the stage reads: an output (`stage` or `stage.output`), a list of them, or a map of ports.",
             "anyOf": [port, { "type": "object", "additionalProperties": port }],
         },
-        "matrix": { "type": "object", "description": "Axes by name; the stage is made once per cell." },
+        "matrix": {
+            "type": "object",
+            "description": "Axes by name, each with its values: a list, or a mapping of names to values. The stage is made once for each cell, with `${matrix.AXIS}` for the value.",
+            "minProperties": 1,
+            "propertyNames": { "pattern": "^[A-Za-z_][A-Za-z0-9_-]{0,63}$" },
+            "additionalProperties": {
+                "anyOf": [
+                    { "type": "array", "items": { "type": ["string", "number", "boolean"] }, "minItems": 1 },
+                    { "type": "object", "minProperties": 1 },
+                    { "type": "string", "pattern": REFERENCE },
+                ],
+            },
+        },
     });
     match keys {
         Value::Object(keys) => keys,

@@ -2,8 +2,10 @@
 //! bound to a graph.
 
 mod credential;
+mod expand;
 mod from;
 mod json_schema;
+mod matrix;
 mod reader;
 mod scalar;
 mod schema;
@@ -30,7 +32,7 @@ pub use self::{
 };
 use crate::{
     diagnostic::{Diagnostic, Source, Span, sorted},
-    operator::{DEFAULT_OUTPUT, Operator, OperatorType, Registry},
+    operator::{Cell, DEFAULT_OUTPUT, Operator, OperatorType, Registry},
 };
 
 /// A pipeline as written.
@@ -50,7 +52,7 @@ pub struct Spec {
     pub models: BTreeMap<String, Value>,
     /// Entries of `s3`, also those that are refused: how buckets are reached. Secrets are references.
     pub buckets: BTreeMap<String, Value>,
-    /// The stages, in the order of the file.
+    /// The stages, in the order of the file: one for each cell of a matrix, in the order of its values.
     pub stages: Vec<StageSpec>,
     /// The file with its values put in, for places.
     pub root: Node,
@@ -59,8 +61,12 @@ pub struct Spec {
 /// A stage as written.
 #[derive(Debug, Clone)]
 pub struct StageSpec {
-    /// Its name.
+    /// Its name: that in the file, with the cell behind it (`mixture[arm=mixed]`).
     pub name: String,
+    /// Its name in the file.
+    pub base: String,
+    /// Which cell of its matrix it is.
+    pub cell: Cell,
     /// Where the name stands.
     pub name_span: Span,
     /// The word after `op:`; empty if that is missing.
@@ -114,15 +120,17 @@ impl Spec {
         let Some(behind) = self.stage(of.0).cloned() else { return };
         for stage in self.stages.iter_mut().filter(|stage| reads(stage)) {
             for input in stage.from.iter_mut().flat_map(|port| &mut port.inputs) {
-                if (input.stage.as_str(), input.output.as_str()) == of {
-                    (input.stage, input.output) = (name.to_owned(), DEFAULT_OUTPUT.to_owned());
+                if (input.stage_name().as_str(), input.output.as_str()) == of {
+                    (input.stage, input.cell, input.output) = (name.to_owned(), Cell::default(), DEFAULT_OUTPUT.to_owned());
                 }
             }
         }
         let span = behind.name_span;
-        let input = Reference { stage: of.0.to_owned(), output: of.1.to_owned(), span };
+        let input = Reference { stage: behind.base.clone(), cell: behind.cell.clone(), output: of.1.to_owned(), span };
         self.stages.push(StageSpec {
             name: name.to_owned(),
+            base: name.to_owned(),
+            cell: Cell::default(),
             op: operator.0.name.to_owned(),
             operator: Some(operator),
             from: vec![PortSpec { port: Some(port.to_owned()), port_span: span, list: false, inputs: vec![input] }],

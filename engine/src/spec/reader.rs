@@ -6,10 +6,12 @@ use jsonschema::Validator;
 use serde_json::Value;
 
 use super::{
-    Spec, StageSpec, from,
+    Spec, StageSpec,
+    expand::{Draft, Expanded, expand},
+    from, matrix,
     schema::{self, Parts},
     tree::{Entry, Kind, Node},
-    value::{Field, Values},
+    value::{Field, Matrix, Values},
     violation::{Owner, violations},
 };
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
 
 /// The share of rows that has to be accepted where a stage says nothing.
 const MIN_YIELD: f64 = 0.5;
-/// A key of stages that the design names but that nothing reads.
+/// The key of a stage that has it made once for each cell.
 const MATRIX: &str = "matrix";
 
 /// Reads the pipeline in `root`. Places in `broken` have been reported.
@@ -70,8 +72,7 @@ impl Reader<'_> {
                     if let Kind::Mapping(keys) = &mut stage.value.kind {
                         let op = keys.iter().find(|entry| entry.key == "op").and_then(|entry| entry.value.as_str());
                         let planned = op.and_then(|op| self.registry.operator(op)).map_or(&[][..], |operator| operator.planned);
-                        let is_planned = |key: &str| key == MATRIX || planned.contains(&key);
-                        keys.retain(|entry| !is_planned(&entry.key) || self.refuse_key(entry));
+                        keys.retain(|entry| !planned.contains(&entry.key.as_str()) || self.refuse_key(entry));
                     }
                 }
             }
@@ -81,7 +82,6 @@ impl Reader<'_> {
 
     /// Always false, for `retain`.
     fn refuse_key(&mut self, entry: &Entry) -> bool {
-        self.values.matrix_refused |= entry.key == MATRIX;
         self.diagnostics.push(Diagnostic::at(entry.key_span, format!("`{}` is not built yet", entry.key)));
         false
     }
@@ -104,10 +104,8 @@ impl Reader<'_> {
                     let put = |entry: Entry| Entry { value: self.values.substitute(entry.value, &model), ..entry };
                     Node { span, kind: Kind::Mapping(models.into_iter().map(put).collect()) }
                 }
-                ("stages", Kind::Mapping(stages)) => {
-                    let put = |entry: Entry| Entry { value: self.put_values_in_stage(entry.value), ..entry };
-                    Node { span, kind: Kind::Mapping(stages.into_iter().map(put).collect()) }
-                }
+                // What stands in them differs from cell to cell.
+                ("stages", stages @ Kind::Mapping(_)) => Node { span, kind: stages },
                 ("s3", kind) => self.values.substitute(Node { span, kind }, &Field::Schema(Parts::of(&bucket_schema))),
                 (_, kind) => self.values.substitute(Node { span, kind }, &Field::Plain),
             };
@@ -118,8 +116,11 @@ impl Reader<'_> {
         Node { span: root.span, kind: Kind::Mapping(out) }
     }
 
-    fn put_values_in_stage(&mut self, stage: Node) -> Node {
-        let Kind::Mapping(entries) = stage.kind else { return self.values.substitute(stage, &Field::Plain) };
+    /// A cell of a stage: what the stage says, without its matrix.
+    fn put_values_in_stage(&mut self, stage: Node, cell: Matrix) -> Node {
+        self.values.matrix = cell;
+        let Kind::Mapping(mut entries) = stage.kind else { return self.values.substitute(stage, &Field::Plain) };
+        entries.retain(|entry| entry.key != MATRIX);
         let op = entries.iter().find(|entry| entry.key == "op").and_then(|entry| entry.value.as_str());
         let operator = op.and_then(|op| self.registry.operator(op));
         let schema = operator.map(|operator| operator.schema().to_value());
@@ -141,7 +142,7 @@ impl Reader<'_> {
         let models = self.models(&root);
         let buckets = self.buckets(&root);
         let stages = root.get("stages").map_or(&[][..], |stages| stages.value.entries());
-        let stages = stages.iter().map(|entry| self.stage(entry)).collect();
+        let stages = self.stages(stages);
         let text = |key: &str| root.get(key).and_then(|entry| entry.value.as_str()).map(str::to_owned);
         Spec {
             pipeline: text("pipeline").unwrap_or_default(),
@@ -198,7 +199,47 @@ impl Reader<'_> {
         entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect()
     }
 
-    fn stage(&mut self, entry: &Entry) -> StageSpec {
+    fn stages(&mut self, entries: &[Entry]) -> Vec<StageSpec> {
+        let drafts: Vec<Draft<'_>> = entries.iter().map(|entry| self.draft(entry)).collect();
+        let expanded = expand(&drafts, &mut self.diagnostics);
+        let cells = entries.iter().zip(expanded).flat_map(|(entry, cells)| cells.into_iter().map(move |cell| (entry, cell)));
+        cells.map(|(entry, cell)| self.stage(entry, cell)).collect()
+    }
+
+    /// The cells of a stage's own matrix, with what they read.
+    fn draft<'e>(&mut self, entry: &'e Entry) -> Draft<'e> {
+        self.values.matrix = Matrix::Cell(Vec::new());
+        let op = entry.value.get("op").and_then(|op| op.value.as_str());
+        let gathers = op.and_then(|op| self.registry.operator(op)).is_some_and(|operator| operator.gathers);
+        let mut is_broken = false;
+        let own = match entry.value.get(MATRIX) {
+            Some(written) => {
+                let node = self.values.substitute(written.value.clone(), &Field::Plain);
+                let broken = |node: &Node| node.touches(&self.values.broken);
+                let cells = matrix::own_cells(&node, written.key_span, &broken, &mut self.diagnostics);
+                is_broken = cells.is_none();
+                cells.unwrap_or_else(|| vec![Vec::new()])
+            }
+            None => vec![Vec::new()],
+        };
+        let mut read = |cell: Vec<matrix::Coordinate>| {
+            let from = entry.value.get("from").map(|from| {
+                self.values.matrix = if is_broken { Matrix::Broken } else { Matrix::Cell(cell.clone()) };
+                let value = self.values.substitute(from.value.clone(), &Field::Plain);
+                from::ports(&Entry { value, ..from.clone() }, &self.values.broken, &mut self.diagnostics)
+            });
+            (cell, from.unwrap_or_default())
+        };
+        let own = own.into_iter().map(&mut read).collect();
+        Draft { name: &entry.key, own, gathers, is_broken }
+    }
+
+    /// A cell of the stage that stands in `written`.
+    fn stage(&mut self, written: &Entry, expanded: Expanded) -> StageSpec {
+        let cell = matrix::cell(&expanded.cell);
+        let values = if expanded.is_broken { Matrix::Broken } else { Matrix::Cell(expanded.cell) };
+        let value = self.put_values_in_stage(written.value.clone(), values);
+        let entry = &Entry { value, ..written.clone() };
         let before = self.diagnostics.len();
         let node = &entry.value;
         if !from::is_name(&entry.key) {
@@ -209,11 +250,7 @@ impl Reader<'_> {
         }
         let operator = self.operator(entry);
         self.check(entry, operator);
-        let from = match node.get("from") {
-            Some(from) => from::ports(from, &self.values.broken, &mut self.diagnostics),
-            None => Vec::new(),
-        };
-        let sound = self.diagnostics.len() == before && !node.touches(&self.values.broken);
+        let sound = self.diagnostics.len() == before && !expanded.is_broken && !node.touches(&self.values.broken);
         let parsed = operator.filter(|_| sound).and_then(|operator| match operator.parse(own_config(node)) {
             Ok((parsed, config)) => Some((operator, parsed, config)),
             Err(error) => {
@@ -225,13 +262,15 @@ impl Reader<'_> {
         let value = |key: &str| node.get(key).map(|entry| entry.value.to_json());
         let op = node.get("op").map(|entry| &entry.value);
         StageSpec {
-            name: entry.key.clone(),
+            name: format!("{}{cell}", entry.key),
+            base: entry.key.clone(),
+            cell,
             name_span: entry.key_span,
             op: op.and_then(Node::as_str).unwrap_or_default().to_owned(),
             op_span: op.map_or(entry.key_span, |op| op.span),
             span: node.span,
             operator: parsed,
-            from,
+            from: expanded.from,
             seed: value("seed").and_then(|seed| seed.as_u64()),
             refresh: value("refresh").filter(|refresh| !refresh.is_null()),
             min_yield: value("min_yield").and_then(|share| share.as_f64()).unwrap_or(MIN_YIELD),

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-/// The keys of a stage that belong to the engine, with their schemas. `from` is checked by hand.
-pub(super) const ENGINE_KEYS: [&str; 6] = ["op", "from", "seed", "refresh", "min_yield", "description"];
+/// The keys of a stage that belong to the engine, with their schemas. `from` and `matrix` are checked by hand.
+pub(super) const ENGINE_KEYS: [&str; 7] = ["op", "from", "matrix", "seed", "refresh", "min_yield", "description"];
 /// References are followed this deep; schemas of recursive types refer to themselves.
 const MAX_REFERENCES: usize = 16;
 
@@ -201,6 +201,9 @@ pub(super) fn engine_keys() -> Map<String, Value> {
         "op": { "type": "string", "description": "The operator." },
         "from": {
             "description": "What the stage reads: an output (`stage` or `stage.output`), a list of them, or a map of ports.",
+        },
+        "matrix": {
+            "description": "Axes by name, each with its values: a list, or a mapping of names to values. The stage is made once for each cell, with `${matrix.AXIS}` for the value.",
         },
         "seed": {
             "type": ["integer", "null"],

@@ -4,6 +4,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema as schema};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+mod matrix;
+
 use super::*;
 use crate::{
     diagnostic::Diagnostics,
@@ -218,8 +220,12 @@ operator!(Chunk);
 operator!(Train);
 operator!(Even);
 
-static OPERATORS: [OperatorType; 3] =
-    [OperatorType::of::<Chunk>("chunk", 1), OperatorType::of::<Train>("train", 1), OperatorType::of::<Even>("even", 1)];
+static OPERATORS: [OperatorType; 4] = [
+    OperatorType::of::<Chunk>("chunk", 1),
+    OperatorType::of::<Train>("train", 1),
+    OperatorType::of::<Even>("even", 1),
+    OperatorType::of::<Even>("gather", 1).gathers(),
+];
 
 fn registry() -> Registry {
     Registry {
@@ -381,10 +387,6 @@ fn top_level() {
             ("`vars`: expected a mapping, found a text", "x"),
         ],
     );
-    expect(
-        "pipeline: p\nstages:\n  a: { op: even, number: \"${matrix.n}\", matrix: { n: [2] } }\n  b: { op: even, number: 2 }\n",
-        &[("`matrix` is not built yet", "matrix")],
-    );
 }
 
 #[test]
@@ -453,8 +455,10 @@ fn references() {
     expect_chunk("from: { a: [] }", &[("`from.a` must not be empty", "[]")]);
     expect_chunk("from: { a: { b: c } }", &[("`from`: expected the name of a stage, found a mapping", "{ b: c }")]);
     expect_chunk("from: [a, B]", &[("`B` names no output of a stage", "B")]);
-    let cells = "choosing cells of a matrix (`stage[axis=value]`) is not built yet";
-    expect_chunk("from: 'mixture[arm=mixed]'", &[(cells, "'mixture[arm=mixed]'")]);
+    for text in ["a[", "a[]", "a[x]", "a[x=1,x=2]", "a[x=1]b", "[x=1]", "a.b[x=1]"] {
+        let message = format!("`{text}` names no output of a stage");
+        expect_chunk(&format!("from: '{text}'"), &[(&message, &format!("'{text}'"))]);
+    }
 }
 
 #[test]
@@ -467,7 +471,7 @@ fn unknown_and_missing_keys() {
     assert_eq!(
         help,
         "valid keys: `max_tokens`, `overlap_tokens`, `strategy`, `order`, `similarity`, `weights`, `path`, `column`, \
-         `cased`, `limit`, `op`, `from`, `seed`, `refresh`, `min_yield`, `description`"
+         `cased`, `limit`, `op`, `from`, `matrix`, `seed`, `refresh`, `min_yield`, `description`"
     );
     assert_eq!(found(text).len(), 1, "the misspelt key is the missing one");
     let missing = found("pipeline: p\nstages:\n  units: { op: chunk }\n").remove(0);
@@ -617,7 +621,7 @@ fn substitution() {
         "overlap_tokens: \"${env:NUMBER}\"",
         &[("`overlap_tokens`: expected a whole number, found a text", "\"${env:NUMBER}\"")],
     );
-    expect_chunk("column: 'a ${matrix.x} b'", &[("`${matrix...}` is not built yet", "${matrix.x}")]);
+    expect_chunk("column: 'a ${matrix.x} b'", &[("the stage has no axis `x`", "${matrix.x}")]);
     expect_chunk("column: 'a ${b} c ${d'", &[("`${b}` means nothing", "${b}"), ("`${` without `}`", "${d")]);
     expect_chunk("column: '$${b} $$${env:URL}'", &[]);
     expect_chunk(

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     credential,
+    matrix::Coordinates,
     scalar::plain,
     schema::Parts,
     tree::{Entry, Kind, MAX_ADDED, MAX_DEPTH, Node},
@@ -31,12 +32,23 @@ impl<'s> Field<'s> {
     }
 }
 
-/// Puts values in for `${vars.x}` and `${env:NAME}`.
+/// What `${matrix.x}` stands for.
+#[derive(Debug, Clone)]
+pub(super) enum Matrix {
+    /// Nothing: this is no stage.
+    Nowhere,
+    /// It isn't known, which has been reported.
+    Broken,
+    /// The value on the axis of this cell.
+    Cell(Coordinates),
+}
+
+/// Puts values in for `${vars.x}`, `${matrix.x}` and `${env:NAME}`.
 pub(super) struct Values<'a> {
     source: &'a Source,
     env: &'a dyn Fn(&str) -> Option<String>,
-    /// Whether a `matrix` was refused, so that `${matrix.x}` needs no diagnostic of its own.
-    pub(super) matrix_refused: bool,
+    /// The values of the axes of the cell whose values are put in.
+    pub(super) matrix: Matrix,
     /// What is wrong.
     pub(super) diagnostics: Vec<Diagnostic>,
     /// Places whose value could not be found out.
@@ -50,7 +62,7 @@ pub(super) struct Values<'a> {
 impl<'a> Values<'a> {
     pub(super) fn new(source: &'a Source, env: &'a dyn Fn(&str) -> Option<String>, broken: HashSet<Span>) -> Self {
         let (diagnostics, vars, names) = (Vec::new(), Vec::new(), Vec::new());
-        Self { source, env, matrix_refused: false, diagnostics, broken, vars, names, added: 0 }
+        Self { source, env, matrix: Matrix::Nowhere, diagnostics, broken, vars, names, added: 0 }
     }
 
     /// Reads `vars`, with `overrides` (`vars.NAME`, value as YAML would read it) in place of what the file says. A
@@ -119,7 +131,7 @@ impl<'a> Values<'a> {
             return Node { span, kind };
         }
         let kind = match node.kind {
-            Kind::String(text) => self.text(text, span, field),
+            Kind::String(text) => return self.text(text, span, field),
             Kind::Sequence(items) => {
                 let place = |(i, item): (usize, Node)| self.substitute(item, &field.below(&i.to_string()));
                 Kind::Sequence(items.into_iter().enumerate().map(place).collect())
@@ -152,13 +164,14 @@ impl<'a> Values<'a> {
         Some(Kind::Null)
     }
 
-    fn text(&mut self, text: String, span: Span, field: &Field<'_>) -> Kind {
+    fn text(&mut self, text: String, span: Span, field: &Field<'_>) -> Node {
+        let at = |kind: Kind| Node { span, kind };
         if let Some(found) = credential::in_url(&without_references(&text)) {
             self.refuse(found.diagnostic(span).hide(span), span);
-            return Kind::Null;
+            return at(Kind::Null);
         }
         if !text.contains("${") {
-            return Kind::String(text);
+            return at(Kind::String(text));
         }
         let mut cursor = Cursor { source: self.source, span, from: span.start };
         let mut out = String::new();
@@ -177,7 +190,7 @@ impl<'a> Values<'a> {
                 let place = cursor.place(&rest[at..]);
                 let diagnostic = Diagnostic::at(place, "`${` without `}`").help("for the characters themselves: `$${`");
                 self.refuse(diagnostic, span);
-                return Kind::Null;
+                return at(Kind::Null);
             };
             let reference = &rest[at..=at + length];
             let place = cursor.place(reference);
@@ -186,7 +199,7 @@ impl<'a> Values<'a> {
             whole = false;
             let Some(value) = self.look_up(&reference[2..reference.len() - 1], place, span, field) else { continue };
             if only {
-                return self.inserted(value, span);
+                return self.inserted(value, reference, span);
             }
             match scalar_text(&value.kind) {
                 Some(value) => out.push_str(&value),
@@ -197,32 +210,35 @@ impl<'a> Values<'a> {
             }
             if !self.has_room(out.len(), place) {
                 self.broken.insert(span);
-                return Kind::Null;
+                return at(Kind::Null);
             }
         }
         out.push_str(rest);
         if self.broken.contains(&span) {
-            return Kind::Null;
+            return at(Kind::Null);
         }
         if let Some(found) = credential::in_url(&out) {
             self.refuse(found.diagnostic(span), span);
-            return Kind::Null;
+            return at(Kind::Null);
         }
-        Kind::String(out)
+        at(Kind::String(out))
     }
 
-    /// A value that takes the place of a whole scalar at `span`.
-    fn inserted(&mut self, mut value: Node, span: Span) -> Kind {
+    /// The value of `reference`, which takes the place of a whole scalar at `span`. That of an axis keeps its own place: what is
+    /// wrong with it is wrong there.
+    fn inserted(&mut self, mut value: Node, reference: &str, span: Span) -> Node {
         if !self.has_room(value.bytes(), span) {
             self.broken.insert(span);
-            return Kind::Null;
+            return Node { span, kind: Kind::Null };
         }
         if let Some(found) = value.as_str().and_then(credential::in_url) {
             self.refuse(found.diagnostic(span), span);
-            return Kind::Null;
+            return Node { span, kind: Kind::Null };
         }
-        move_to(&mut value, span);
-        value.kind
+        if !reference.starts_with("${matrix.") {
+            move_to(&mut value, span);
+        }
+        value
     }
 
     /// What stands for `${name}` at `place`, inside the scalar at `span`. `None` if there is nothing, in which case the
@@ -264,20 +280,37 @@ impl<'a> Values<'a> {
             }
             Diagnostic::at(place, "a secret can't stand here")
                 .help("`${secret:NAME}` is read only by fields for secrets, such as a model's `api_key`")
-        } else if name.starts_with("matrix.") {
-            if self.matrix_refused {
-                self.broken.insert(span);
-                return None;
+        } else if let Some(axis) = name.strip_prefix("matrix.") {
+            match &self.matrix {
+                Matrix::Broken => {
+                    self.broken.insert(span);
+                    return None;
+                }
+                Matrix::Nowhere => Diagnostic::at(place, format!("`${{{name}}}` can't stand here: only stages have a matrix")),
+                Matrix::Cell(cell) => {
+                    if let Some(at) = cell.iter().find(|at| at.axis == axis) {
+                        return Some(at.value.clone());
+                    }
+                    let axes = || cell.iter().map(|at| at.axis.as_str());
+                    let diagnostic = Diagnostic::at(place, format!("the stage has no axis `{axis}`"));
+                    match nearest(axis, axes()) {
+                        Some(near) => diagnostic.help(format!("did you mean `${{matrix.{near}}}`?")),
+                        None if cell.is_empty() => {
+                            diagnostic.help(format!("give it one (`matrix: {{ {axis}: [...] }}`), or read a stage that has one"))
+                        }
+                        None => diagnostic.help(format!("its axes are {}", quoted(axes()))),
+                    }
+                }
             }
-            Diagnostic::at(place, "`${matrix...}` is not built yet")
         } else {
             let known = ["vars.", "env:", "secret:", "matrix."].into_iter().find(|kind| name.starts_with(kind));
             let message = match known {
                 Some(kind) => format!("`${{{name}}}` names nothing: `{kind}` needs a name of letters, digits and `_`"),
                 None => format!("`${{{name}}}` means nothing"),
             };
-            Diagnostic::at(place, message)
-                .help("write `${vars.NAME}`, `${env:NAME}` or `${secret:NAME}`; for the characters themselves `$${`")
+            Diagnostic::at(place, message).help(
+                "write `${vars.NAME}`, `${matrix.AXIS}`, `${env:NAME}` or `${secret:NAME}`; for the characters themselves `$${`",
+            )
         };
         self.refuse(diagnostic, span);
         None
@@ -351,7 +384,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// A scalar as text; `None` for lists and mappings.
-fn scalar_text(kind: &Kind) -> Option<String> {
+pub(super) fn scalar_text(kind: &Kind) -> Option<String> {
     match kind {
         Kind::Null => Some(String::new()),
         Kind::Bool(value) => Some(value.to_string()),
