@@ -193,7 +193,7 @@ fn ends_well(text: &str, overrides: &[(String, String)]) {
     });
     let again = checked(text, overrides, folder.path());
     assert_eq!(found, again.2);
-    assert_eq!(spec.map(|spec| format!("{:?}", spec.root)), again.0.map(|spec| format!("{:?}", spec.root)));
+    assert_eq!(format!("{spec:?}"), format!("{:?}", again.0));
     assert_eq!(plan.as_ref().map(described), again.1.as_ref().map(described));
 }
 

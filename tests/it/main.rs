@@ -11,6 +11,7 @@ mod export;
 mod fuzz;
 mod harness;
 mod keys;
+mod matrix;
 mod names;
 mod operators;
 mod project;

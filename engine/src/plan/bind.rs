@@ -1,16 +1,13 @@
 //! From a spec to a plan.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use arrow::datatypes::Schema;
-use petgraph::{
-    algo::{tarjan_scc, toposort},
-    graph::DiGraph,
-};
+use petgraph::{Direction, algo::tarjan_scc, graph::DiGraph};
 
 use super::{Edge, Plan, SourceColumns, Stage, StageIndex, leakage};
 use crate::{
@@ -62,7 +59,7 @@ pub(super) fn compile(
         wrong.extend(cycles);
         return (None, wrong);
     }
-    let order = toposort(&names, None).unwrap_or_default();
+    let order = in_order(&names);
 
     let mut drafts: Vec<Draft<'_>> = Vec::new();
     for stage in &spec.stages {
@@ -115,6 +112,24 @@ pub(super) fn compile(
     let plan = Plan { pipeline: spec.pipeline.clone(), folder, models: spec.models.clone(), graph, order };
     let leaks = leakage::check(&plan, spec);
     if leaks.is_empty() { (Some(plan), wrong) } else { (None, leaks) }
+}
+
+/// The stages of a graph without circles, each after those that it reads, and apart from that in the order of the file.
+fn in_order(names: &DiGraph<usize, Span>) -> Vec<StageIndex> {
+    let mut missing: Vec<usize> =
+        names.node_indices().map(|node| names.edges_directed(node, Direction::Incoming).count()).collect();
+    let mut ready: BTreeSet<StageIndex> = names.node_indices().filter(|node| missing[node.index()] == 0).collect();
+    let mut order = Vec::with_capacity(names.node_count());
+    while let Some(node) = ready.pop_first() {
+        order.push(node);
+        for reader in names.neighbors_directed(node, Direction::Outgoing) {
+            missing[reader.index()] -= 1;
+            if missing[reader.index()] == 0 {
+                ready.insert(reader);
+            }
+        }
+    }
+    order
 }
 
 /// Paths of files that a config names are relative to the pipeline file, wherever the command is called from.
@@ -226,11 +241,11 @@ fn bind_stage<'a>(
                 continue;
             };
             check_columns(&columns, output, reference, &name, wrong);
-            let name = match reference.output.as_str() {
+            let written = match reference.output.as_str() {
                 DEFAULT_OUTPUT => reference.stage_name(),
                 output => format!("{}.{output}", reference.stage_name()),
             };
-            arriving.push(Input { name, cell: drafts[*upstream].spec.cell.clone(), schema: output.schema.clone() });
+            arriving.push(Input { name: written, cell: drafts[*upstream].spec.cell.clone(), schema: output.schema.clone() });
             edges.push((*upstream, Edge { output: reference.output.clone(), port: name.clone(), position }));
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::tree::{Entry, Kind, Node};
-use super::{scalar::plain, value::scalar_text};
+use super::{matrix, scalar::plain};
 use crate::{
     diagnostic::{Diagnostic, Span},
     operator::{Cell, DEFAULT_OUTPUT},
@@ -67,12 +67,12 @@ impl Reference {
     }
 }
 
-/// `axis=value`, the value as it would name a cell: `1.0e-5` is `1e-5`.
+/// `axis=value`, the value as it names a cell.
 fn coordinate(text: &str) -> Option<(String, String)> {
     let (axis, label) = text.split_once('=')?;
     let (axis, label) = (axis.trim(), label.trim());
     let label =
-        plain(label).ok().and_then(|kind| scalar_text(&kind)).filter(|label| !label.is_empty()).unwrap_or(label.to_owned());
+        plain(label).ok().and_then(|kind| matrix::label(&kind)).filter(|label| !label.is_empty()).unwrap_or(label.to_owned());
     (!axis.is_empty() && !label.is_empty()).then(|| (axis.to_owned(), label))
 }
 

@@ -103,7 +103,7 @@ fn values(axis: &str, place: Span, node: &Node, diagnostics: &mut Vec<Diagnostic
     match &node.kind {
         Kind::Sequence(items) => {
             for item in items {
-                match scalar_text(&item.kind) {
+                match label(&item.kind) {
                     Some(label) => add(label, item.span, item, diagnostics),
                     None => diagnostics.push(
                         Diagnostic::at(item.span, format!("axis `{axis}`: a value that is a list or a mapping needs a name"))
@@ -127,6 +127,14 @@ fn values(axis: &str, place: Span, node: &Node, diagnostics: &mut Vec<Diagnostic
             .push(Diagnostic::at(place, format!("axis `{axis}` has no values")).help("a stage without cells makes nothing"));
     }
     found
+}
+
+/// A scalar as it names a cell: `2.0` is `2`.
+pub(super) fn label(kind: &Kind) -> Option<String> {
+    match kind {
+        Kind::Float(_) => Some(Node { span: Span::default(), kind: kind.clone() }.to_json().to_string()),
+        kind => scalar_text(kind),
+    }
 }
 
 fn is_word(text: &str) -> bool {

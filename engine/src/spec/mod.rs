@@ -54,8 +54,6 @@ pub struct Spec {
     pub buckets: BTreeMap<String, Value>,
     /// The stages, in the order of the file: one for each cell of a matrix, in the order of its values.
     pub stages: Vec<StageSpec>,
-    /// The file with its values put in, for places.
-    pub root: Node,
 }
 
 /// A stage as written.

@@ -153,7 +153,6 @@ impl Reader<'_> {
             models,
             buckets,
             stages,
-            root,
         }
     }
 

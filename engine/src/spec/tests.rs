@@ -423,7 +423,7 @@ fn operators_and_engine_keys() {
     let at = |stage: &str| format!("pipeline: p\nstages:\n  {stage}\n");
     expect(&at("a: { op: chunks, max_tokens: 1 }"), &[("unknown operator `chunks`", "chunks")]);
     let (_, _, label, help) = found(&at("a: { op: chunks }")).remove(0);
-    assert_eq!((label.as_str(), help.as_str()), ("did you mean `chunk`?", "operators: `chunk`, `train`, `even`"));
+    assert_eq!((label.as_str(), help.as_str()), ("did you mean `chunk`?", "operators: `chunk`, `train`, `even`, `gather`"));
     expect(&at("a: { op: retrieve, top_k: 3 }"), &[("operator `retrieve` is not built yet", "retrieve")]);
     expect(&at("a: { max_tokens: 1 }"), &[("missing key `op` in stage `a`", "a")]);
     expect(&at("a: { op: 3 }"), &[("`op`: expected a text, found a number", "3")]);

@@ -165,13 +165,13 @@ impl<'a> Values<'a> {
     }
 
     fn text(&mut self, text: String, span: Span, field: &Field<'_>) -> Node {
-        let at = |kind: Kind| Node { span, kind };
+        let node = |kind: Kind| Node { span, kind };
         if let Some(found) = credential::in_url(&without_references(&text)) {
             self.refuse(found.diagnostic(span).hide(span), span);
-            return at(Kind::Null);
+            return node(Kind::Null);
         }
         if !text.contains("${") {
-            return at(Kind::String(text));
+            return node(Kind::String(text));
         }
         let mut cursor = Cursor { source: self.source, span, from: span.start };
         let mut out = String::new();
@@ -190,7 +190,7 @@ impl<'a> Values<'a> {
                 let place = cursor.place(&rest[at..]);
                 let diagnostic = Diagnostic::at(place, "`${` without `}`").help("for the characters themselves: `$${`");
                 self.refuse(diagnostic, span);
-                return at(Kind::Null);
+                return node(Kind::Null);
             };
             let reference = &rest[at..=at + length];
             let place = cursor.place(reference);
@@ -210,18 +210,18 @@ impl<'a> Values<'a> {
             }
             if !self.has_room(out.len(), place) {
                 self.broken.insert(span);
-                return at(Kind::Null);
+                return node(Kind::Null);
             }
         }
         out.push_str(rest);
         if self.broken.contains(&span) {
-            return at(Kind::Null);
+            return node(Kind::Null);
         }
         if let Some(found) = credential::in_url(&out) {
             self.refuse(found.diagnostic(span), span);
-            return at(Kind::Null);
+            return node(Kind::Null);
         }
-        at(Kind::String(out))
+        node(Kind::String(out))
     }
 
     /// The value of `reference`, which takes the place of a whole scalar at `span`. That of an axis keeps its own place: what is

@@ -35,7 +35,7 @@ fn a_stage_is_made_for_each_cell_with_its_values() {
     assert_eq!(config["column"], json!("c 300k"));
     assert_eq!((stage.seed, stage.base.as_str(), stage.cell.label("arm")), (Some(1), "a", Some("both")));
     // A size isn't 1.5, and that is said where it stands.
-    expect(&text, &[("`max_tokens` must be a whole number, found `1.5`", "1.50")]);
+    expect(&text, &[("`max_tokens`: expected a whole number or a text, found `1.5`", "1.50")]);
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn readers_join_on_shared_axes_cross_on_others_and_choose() {
         let read = read(&stages(&format!("{both}  r: {{ op: even, number: 2, {reader} }}\n")));
         read.into_iter().filter(|line| line.starts_with("r")).collect()
     };
-    assert_eq!(read(&stages(both))[4..6], ["b[n=2] <- z[k=1e-5]", "b[n=4] <- z[k=1e-5]"]);
+    assert_eq!(read(&stages(both))[4..6], ["b[n=2] <- z[k=0.00001]", "b[n=4] <- z[k=0.00001]"]);
     assert_eq!(
         with("from: { a: a, b: b.rejects }"),
         [
@@ -60,9 +60,9 @@ fn readers_join_on_shared_axes_cross_on_others_and_choose() {
     assert_eq!(
         with("from: { a: \"a[n=4]\", z: z }"),
         [
-            "r[m=x,k=1e-5] <- a[n=4,m=x] z[k=1e-5]",
+            "r[m=x,k=0.00001] <- a[n=4,m=x] z[k=0.00001]",
             "r[m=x,k=2] <- a[n=4,m=x] z[k=2]",
-            "r[m=y,k=1e-5] <- a[n=4,m=y] z[k=1e-5]",
+            "r[m=y,k=0.00001] <- a[n=4,m=y] z[k=0.00001]",
             "r[m=y,k=2] <- a[n=4,m=y] z[k=2]",
         ]
     );
@@ -123,10 +123,7 @@ fn mistakes_are_named_once_at_their_place() {
     assert!(found[0].3.starts_with("`2`, `4` and `2`: cells meet where an axis has the same values"), "{}", found[0].3);
     expect(
         &stages("  a: { op: even, number: \"${matrix.n}\", matrix: { n: [2, two, 4.5] } }\n"),
-        &[
-            ("`number`: expected a whole number, found a text", "two"),
-            ("`number`: expected a whole number, found a number", "4.5"),
-        ],
+        &[("`number`: expected a whole number, found a text", "two"), ("`number`: expected a whole number, found `4.5`", "4.5")],
     );
     expect(
         &stages("  a: { op: chunk, max_tokens: 1, column: \"of ${matrix.n}\", matrix: { n: { x: [1] } } }\n"),
