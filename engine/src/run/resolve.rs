@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -260,6 +261,9 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// Stages whose artifacts are looked for at once.
+const LOOKED_UP_AT_ONCE: usize = 32;
+
 /// What of a preimage can differ beside sources and inputs, what a person changes first.
 const MEMBERS: [&str; 11] =
     ["operator", "version", "config", "columns", "files", "models", "names", "seed", "refresh", "engine", "format"];
@@ -368,13 +372,29 @@ pub async fn why(
 ) -> Result<Vec<(StageIndex, Status)>, Failure> {
     let resolver = Resolver::new(plan, environment, forced);
     let mut artifacts = HashMap::new();
-    let mut statuses = Vec::new();
-    for (index, _) in plan.stages().filter(|(index, _)| wanted.contains(index)) {
-        let status = resolver.status(index, &artifacts).await?;
-        if let Status::Hit { manifest, .. } = &status {
-            artifacts.insert(index, manifest.clone());
+    let mut statuses: BTreeMap<usize, (StageIndex, Status)> = BTreeMap::new();
+    let mut waiting: Vec<(usize, StageIndex)> =
+        plan.stages().map(|(index, _)| index).filter(|index| wanted.contains(index)).enumerate().collect();
+    while !waiting.is_empty() {
+        // Stages that don't read each other are looked up at once: a store's answers take their time.
+        let open: HashSet<StageIndex> = waiting.iter().map(|(_, index)| *index).collect();
+        let is_ready = |index: StageIndex| !plan.reads(index).values().any(|(above, _)| open.contains(above));
+        let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(_, index)| is_ready(*index));
+        let found: Vec<_> = futures::stream::iter(ready)
+            .map(|(place, index)| {
+                let status = resolver.status(index, &artifacts);
+                async move { Ok::<_, Failure>((place, index, status.await?)) }
+            })
+            .buffer_unordered(LOOKED_UP_AT_ONCE)
+            .try_collect()
+            .await?;
+        for (place, index, status) in found {
+            if let Status::Hit { manifest, .. } = &status {
+                artifacts.insert(index, manifest.clone());
+            }
+            statuses.insert(place, (index, status));
         }
-        statuses.push((index, status));
+        waiting = rest;
     }
-    Ok(statuses)
+    Ok(statuses.into_values().collect())
 }
