@@ -36,7 +36,7 @@ pub(crate) struct Settings {
 
 /// What the model said to a question, or why that can't be read as an answer.
 enum Said {
-    Text(String),
+    Text { text: String, request_id: String },
     Refused { reject: Reject, attempts: i32 },
 }
 
@@ -55,7 +55,10 @@ pub(crate) async fn predictions(
     while let Some(said) = answers.try_next().await? {
         let question = &questions[predictions.len()];
         match said {
-            Said::Text(text) => predictions.push(prediction(question, Some(&text), text.clone(), settings.tolerance)),
+            Said::Text { text, request_id } => {
+                let prediction = prediction(question, Some(&text), text.clone(), settings.tolerance);
+                predictions.push(Prediction { request_id: Some(request_id), ..prediction });
+            }
             Said::Refused { reject, attempts } => {
                 refuse(rejects, &question.row_id, &reject, attempts);
                 predictions.push(prediction(question, None, reject.raw.unwrap_or_default(), None));
@@ -78,7 +81,7 @@ async fn ask(
     let about = About { document: &question.question_id, draw: 0, refresh, attempts: 1 };
     let whole = |answer: &ingrain_llm::Answer| answer.whole().map(str::to_owned);
     match teachers::ask(client, counters, &request, about, whole).await? {
-        Outcome::Accepted { value, .. } => Ok(Said::Text(value)),
+        Outcome::Accepted { value, request_id, .. } => Ok(Said::Text { text: value, request_id }),
         Outcome::Rejected { reject, raw, attempts } => {
             let reject = Reject::new(reject.reason, reject.detail).raw(&raw);
             Ok(Said::Refused { reject, attempts: i32::try_from(attempts).unwrap_or(i32::MAX) })
@@ -184,6 +187,7 @@ mod tests {
             let found = predictions(&client, &questions, SETTINGS, None, &counters, &mut rejects).await.unwrap();
             assert_eq!((found[0].prediction.as_deref(), found[0].correct), (Some("18 metres"), Some(true)), "{found:?}");
             assert_eq!((found[1].exact_match, found[1].correct), (Some(true), None), "{found:?}");
+            assert!(found.iter().all(|prediction| prediction.request_id.as_ref().is_some_and(|id| id.len() == 32)), "{found:?}");
             let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
             assert_eq!((count(&counters.calls), count(&counters.memo_hits)), (calls, hits));
             assert_eq!(rejects.len(), 0);

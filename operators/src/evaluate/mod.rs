@@ -47,7 +47,7 @@ const PREDICTIONS: &str = "predictions";
 const AT_ONCE: usize = 64;
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 3)
+pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 4)
     .planned(&["judge", "draws"])
     .reported()
     .detail(&["accuracy_raw", "accuracy_normalised"])
@@ -109,7 +109,7 @@ pub enum Method {
 /// # Outputs
 /// - default: `metric`, `value`, `low`, `high`, `n` (questions counted). The interval is a percentile bootstrap over
 ///   questions.
-/// - `predictions`: a row per question: `question_id`, `prediction`, `correct`, `score`, `raw`, `context`, and the columns
+/// - `predictions`: a row per question: `question_id`, `prediction`, `correct`, `score`, `raw`, `context`, `request_id` (of a reader's answer in the memo), and the columns
 ///   that every figure is a mean of. For likelihood `raw` is a JSON list: `option`, `log_prob` (after the prompt), `blind`
 ///   (after the empty question), `tokens`; for generate it is what the model wrote.
 ///

@@ -41,6 +41,8 @@ pub(crate) struct Prediction {
     pub(crate) answer_tokens: Option<i32>,
     /// Which part of a split the question belongs to.
     pub(crate) group: Option<String>,
+    /// Which answer of a reader in the memo it is.
+    pub(crate) request_id: Option<String>,
 }
 
 impl Prediction {
@@ -74,6 +76,7 @@ pub(crate) fn fields() -> Vec<Field> {
         Field::new("token_f1", DataType::Float64, true),
         Field::new("answer_tokens", DataType::Int32, true),
         Field::new("group", DataType::Utf8, true),
+        Field::new("request_id", DataType::Utf8, true),
     ]
 }
 
@@ -102,6 +105,7 @@ pub(crate) fn rows(predictions: &[Prediction], schema: SchemaRef) -> Result<Reco
         numbers(|row| row.token_f1),
         Arc::new(predictions.iter().map(|row| row.answer_tokens).collect::<Int32Array>()),
         texts(|row| row.group.as_deref()),
+        texts(|row| row.request_id.as_deref()),
     ];
     Ok(RecordBatch::try_new(schema, columns)?)
 }
