@@ -108,7 +108,10 @@ fn grouped_lines(base: &str, width: usize, lines: &[(&Stage, String)], cells: &[
     let alike = open.iter().all(|(_, line)| open.first().is_some_and(|(_, first)| first == line));
     match open.first() {
         None => vec![head],
-        Some((_, line)) if alike => vec![format!("{head}: {}", line.strip_prefix("will run: ").unwrap_or(line))],
+        Some((_, line)) if alike => {
+            let line = line.strip_prefix("will run: ").or_else(|| line.strip_prefix("unknown: ")).unwrap_or(line);
+            vec![format!("{head}: {line}")]
+        }
         Some(_) => {
             let widest = open.iter().map(|(stage, _)| stage.cell.to_string().len()).max().unwrap_or(0);
             let line = |(stage, line): &&(&Stage, String)| format!("{:width$}  {:widest$}  {line}", "", stage.cell.to_string());
@@ -261,9 +264,10 @@ fn said(stage: &Stage, status: &Status) -> String {
             format!("will run: {}{more}", reasons.first().map(Reason::to_string).unwrap_or_default())
         }
         Status::Unknown { after } => {
-            let (first, more) = after.split_at(after.len().min(4));
-            let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
-            format!("unknown: runs only if what comes out of {}{more} has changed", first.join(", "))
+            // Of a matrix the stage of the file will do.
+            let mut names: Vec<&str> = after.iter().map(|name| name.split('[').next().unwrap_or(name)).collect();
+            names.dedup();
+            format!("unknown: runs only if what comes out of {} has changed", names.join(", "))
         }
     }
 }

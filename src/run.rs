@@ -288,13 +288,36 @@ async fn report(pipeline: &Pipeline, environment: &Environment, outcome: &Outcom
             Some(description) => writeln!(stdout, "\n{name}: {description}")?,
             None => writeln!(stdout, "\n{name}")?,
         }
-        let (rows, left) = without(&rows, stage.operator_type.detail)?;
+        let (mut rows, mut left) = without(&rows, stage.operator_type.detail)?;
+        if !stage.cell.0.is_empty() && rows.iter().map(RecordBatch::num_rows).sum::<usize>() > MOST_ROWS {
+            let (first, more) = first_metric(&rows)?;
+            (rows, left) = (first, left + more);
+        }
         print_rows(&mut stdout, &rows, &["row_id", "parent_id"])?;
         if left > 0 {
             writeln!(stdout, "{} more: `ingrain show {} {name}`", crate::progress::rows(left), pipeline.file())?;
         }
     }
     Ok(())
+}
+
+/// Of the cells of a matrix a run ends with so many rows; where there are more, with the first metric of each cell.
+const MOST_ROWS: usize = 36;
+
+/// The rows of the metric that stands first, and how many others there are.
+fn first_metric(rows: &[RecordBatch]) -> Result<(Vec<RecordBatch>, u64), Failure> {
+    let metrics = |batch: &RecordBatch| batch.column_by_name("metric").and_then(|column| column.as_string_opt::<i32>()).cloned();
+    let first = rows.iter().find_map(|batch| metrics(batch)?.iter().flatten().next().map(str::to_owned));
+    let (mut kept, mut left) = (Vec::new(), 0);
+    for batch in rows {
+        let mask: BooleanArray = match metrics(batch) {
+            Some(names) => names.iter().map(|name| Some(name == first.as_deref())).collect(),
+            None => std::iter::repeat_n(Some(true), batch.num_rows()).collect(),
+        };
+        left += (batch.num_rows() - mask.true_count()) as u64;
+        kept.push(filter_record_batch(batch, &mask)?);
+    }
+    Ok((kept, left))
 }
 
 /// Rows without those of some metrics (`accuracy_raw`, `accuracy_raw[by=x]`), and how many these are.
