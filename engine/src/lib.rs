@@ -7,7 +7,9 @@
 //!    runnable; there is no half-built one.
 //! 3. [`run`] computes each stage's key, looks for its artifact, and runs what is missing.
 //!
-//! Imports go one way: `spec` <- `plan` <- `run`. The engine knows no operator by name: the command hands it a
+//! 4. [`lineage`] follows rows through what runs committed, back and forward.
+//!
+//! Imports go one way: `spec` <- `plan` <- `run` <- `lineage`. The engine knows no operator by name: the command hands it a
 //! [`operator::Registry`].
 //!
 //! # How a stage runs
@@ -41,6 +43,7 @@ pub mod diagnostic;
 pub mod digest;
 pub mod failure;
 pub mod key;
+pub mod lineage;
 pub mod operator;
 pub mod plan;
 pub mod run;

@@ -20,6 +20,7 @@ mod walk;
 mod worker;
 mod write;
 
+pub(crate) use self::table::look_up;
 pub use self::{
     context::{
         Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, Spent, StreamContext, Task, TaskContext,

@@ -43,6 +43,13 @@ pub(crate) fn context(environment: &Environment, partitions: usize, batch_rows: 
     SessionContext::new_with_config_rt(config(partitions.min(MOST_IN_A_QUERY), batch_rows), environment.runtime.clone())
 }
 
+/// A session for queries that want few rows.
+pub(crate) fn looking_up(environment: &Environment) -> SessionContext {
+    let mut config = config(1, 8192);
+    config.options_mut().execution.parquet.pushdown_filters = true;
+    SessionContext::new_with_config_rt(config, environment.runtime.clone())
+}
+
 /// Rows of a batch for a table of this width: about 128 KiB, since sorts and merges reserve memory by the batch.
 pub(crate) fn batch_rows(content_bytes: u64, rows: u64) -> usize {
     let width = (content_bytes / rows.max(1)).max(1);

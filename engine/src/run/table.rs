@@ -281,6 +281,17 @@ pub async fn query(
     Ok(context.sql(sql).await?.execute_stream().await?)
 }
 
+/// Runs a query over one table, called `rows`, that wants few of its rows: columns that a condition doesn't name are read only
+/// where it holds. The order of the rows is none.
+///
+/// # Errors
+/// As [`query`].
+pub(crate) async fn look_up(environment: &Environment, table: &Table, sql: &str) -> Result<SendableRecordBatchStream, Failure> {
+    let context = session::looking_up(environment);
+    register(&context, &[("rows".to_owned(), vec![table.clone()])].into())?;
+    Ok(context.sql(sql).await?.execute_stream().await?)
+}
+
 /// Registers tables by port: `name`, or `name_0`, `name_1`, ... where a port takes a list.
 pub(crate) fn register(
     context: &datafusion::prelude::SessionContext,

@@ -158,6 +158,23 @@ impl Store {
         Ok(collected)
     }
 
+    /// Every commit that can be read: stage key, generation, action.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) async fn commits(&self) -> Result<Vec<(String, u32, Action)>, Failure> {
+        let mut found = Vec::new();
+        for meta in self.list(&Path::from("actions")).await? {
+            let Some((key, generation)) = committed(&meta) else { continue };
+            let content = self.read(&meta.location).await?;
+            if let Some(action) = content.and_then(|content| serde_json::from_slice(&content).ok()) {
+                found.push((key, generation, action));
+            }
+        }
+        found.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        Ok(found)
+    }
+
     async fn listing(&self) -> Result<Listing, Failure> {
         // The clock that the ages of objects go by.
         let probe = Path::from(format!("gc/{}", uuid::Uuid::now_v7()));
@@ -169,14 +186,9 @@ impl Store {
         let manifests = self.list(&Path::from("manifests")).await?;
         let mut actions = Vec::new();
         for meta in self.list(&Path::from("actions")).await? {
-            let names: Vec<String> = meta.location.parts().map(|part| part.as_ref().to_owned()).collect();
-            let [_, _, key, file] = names.as_slice() else { continue };
-            if !is_stage_key(key) {
-                continue;
-            }
-            let Some(generation) = file.strip_suffix(".json").and_then(|number| number.parse().ok()) else { continue };
+            let Some((key, generation)) = committed(&meta) else { continue };
             let action = self.read(&meta.location).await?.and_then(|content| serde_json::from_slice::<Action>(&content).ok());
-            actions.push(Listed { key: key.clone(), generation, manifest: action.map(|action| action.manifest), meta });
+            actions.push(Listed { key, generation, manifest: action.map(|action| action.manifest), meta });
         }
         Ok(Listing { now, actions, manifests, parts })
     }
@@ -221,6 +233,14 @@ impl Store {
         }
         Ok(files)
     }
+}
+
+/// The stage key and the generation that an object commits, if its name is that of an action.
+fn committed(meta: &ObjectMeta) -> Option<(String, u32)> {
+    let names: Vec<String> = meta.location.parts().map(|part| part.as_ref().to_owned()).collect();
+    let [_, _, key, file] = names.as_slice() else { return None };
+    let generation = file.strip_suffix(".json")?.parse().ok()?;
+    is_stage_key(key).then(|| (key.clone(), generation))
 }
 
 /// The folder of a path.
