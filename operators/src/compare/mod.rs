@@ -74,6 +74,7 @@ pub const TYPE: OperatorType = OperatorType::of::<Compare>("compare", 2).gathers
 /// ```yaml
 /// gain:   { op: compare, from: { predictions: [rag.predictions, closed.predictions, mixed.predictions] } }
 /// beyond: { op: compare, from: closed.predictions, column: correct, against: correct_blind }
+/// arms:   { op: compare, from: exam.predictions, baseline: { arm: mixed }, pool: [seed] }
 /// ```
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -396,8 +397,7 @@ mod tests {
         let compare: Compare = serde_json::from_value(config).unwrap();
         let ports = BTreeMap::from([(PREDICTIONS.to_owned(), cells::inputs(names, &tables[0].schema()))]);
         let inputs = Inputs { ports, ..Inputs::default() };
-        let said = |wrong: &Invalid| format!("{}: {}", wrong.field, wrong.message);
-        compare.bind(&inputs).map_err(|mistakes| mistakes.iter().map(said).collect::<Vec<_>>().join("\n"))?;
+        compare.bind(&inputs).map_err(|mistakes| format!("{}: {}", mistakes[0].field, mistakes[0].message))?;
         let comparing = Comparing {
             axes: compare.axes(inputs.all(PREDICTIONS)),
             groups: compare.groups(inputs.all(PREDICTIONS)),

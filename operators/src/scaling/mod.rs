@@ -74,7 +74,12 @@ pub const TYPE: OperatorType = OperatorType::of::<Scaling>("scaling", 1).gathers
 ///
 /// # Example
 /// ```yaml
-/// curve: { op: scaling, from: { predictions: [closed.predictions, rag.predictions] }, x: tokens, pool: [seed], baseline: rag.predictions }
+/// curve:
+///   op: scaling
+///   from: { predictions: [closed.predictions, rag.predictions] }
+///   x: tokens
+///   pool: [seed]
+///   baseline: rag.predictions
 /// ```
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -41,7 +41,10 @@ const COLOURS: [RGBColor; 6] = [
 ];
 /// Pixels drawn and left out in turn; none left out is a solid line.
 const DASHES: [(i32, i32); 4] = [(1, 0), (10, 4), (4, 4), (16, 6)];
-const BASELINE: (i32, i32) = (6, 6);
+const BASELINES: [(i32, i32); 3] = [(6, 6), (2, 6), (14, 6)];
+/// Pixels between the intervals of two series at the same x, and of all of them at most.
+const ASIDE: f64 = 6.0;
+const ALL_ASIDE: f64 = 24.0;
 /// Corners around the middle, in pixels; none is a circle. No two series before the 24th have the same colour and marker.
 const MARKERS: [&[(i32, i32)]; 4] =
     [&[], &[(-5, -5), (5, -5), (5, 5), (-5, 5)], &[(0, -6), (6, 5), (-6, 5)], &[(0, -7), (7, 0), (0, 7), (-7, 0)]];
@@ -136,10 +139,10 @@ impl Plot {
             .draw()?;
         let at = |place: f64, value: f64| chart.backend_coord(&(place, value.clamp(bottom, top)));
         for (place, (name, value)) in self.baselines.iter().enumerate() {
-            let (from, to) = (at(first - side, *value), at(last + side, *value));
-            path(area, vec![from, to], BASELINE, BLACK.stroke_width(2))?;
+            let dash = BASELINES[place % BASELINES.len()];
+            path(area, vec![at(first - side, *value), at(last + side, *value)], dash, BLACK.stroke_width(2))?;
             let y = MARGIN + ENTRY * (self.series.len() + place) as i32 + ENTRY / 2;
-            path(area, vec![(legend, y), (legend + 40, y)], BASELINE, BLACK.stroke_width(2))?;
+            path(area, vec![(legend, y), (legend + 40, y)], dash, BLACK.stroke_width(2))?;
             text(area, &shortened(name), (legend + 48, y))?;
         }
         for (number, series) in self.series.iter().enumerate() {
@@ -155,7 +158,9 @@ impl Plot {
             let ends = [from, to].map(|place| at(place, series.line.at(place)));
             path(area, ends.to_vec(), dash, colour.stroke_width(2))?;
             // Intervals at the same x stand side by side.
-            let aside = (2 * number as i32 + 1 - self.series.len() as i32) * 3 / self.series.len().div_ceil(8) as i32;
+            let others = self.series.len() as f64 - 1.0;
+            let apart = ASIDE.min(ALL_ASIDE / others.max(1.0));
+            let aside = ((number as f64 - others / 2.0) * apart).round() as i32;
             for point in &series.points {
                 let [low, middle, high] = [point.low, point.value, point.high].map(|value| at(point.place, value));
                 let x = middle.0 + aside;
