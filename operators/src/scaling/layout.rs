@@ -248,12 +248,18 @@ mod tests {
 
     #[test]
     fn pooled_cells_are_one_point() {
-        let cells =
-            [("a[].p", "n=1,seed=1"), ("a[].p", "n=1,seed=2"), ("a[].p", "n=2,seed=1"), ("b[].p", "n=1"), ("b[].p", "n=4")];
+        let cells = [
+            ("a[].p", "n=1,seed=1"),
+            ("a[].p", "n=1,seed=2"),
+            ("a[].p", "n=2,seed=1"),
+            ("a[].p", "n=2,seed=2"),
+            ("b[].p", "n=1"),
+            ("b[].p", "n=4"),
+        ];
         let found = layout(json!({ "x": "n", "pool": ["seed"] }), &cells).unwrap();
         assert_eq!((found.lines[0].points[0].inputs.clone(), found.lines[0].name.as_str()), (vec![0, 1], "a.p"));
         assert_eq!((found.by.len(), found.lines[1].short.as_str()), (0, "b.p"));
-        let without = layout(json!({ "x": "n", "by": [] }), &cells[..3]).unwrap_err();
+        let without = layout(json!({ "x": "n", "by": [] }), &cells[..4]).unwrap_err();
         assert!(
             without.contains("/by: `a[seed=1].p` and `a[seed=2].p` would be the same line (they differ on `seed`"),
             "{without}"
