@@ -34,7 +34,7 @@ pub(crate) fn grouped(inputs: &[Input], pool: &[&str]) -> Vec<Group> {
         let is_pooled = |(axis, _): &(String, String)| pool.contains(&axis.as_str());
         let (pooled, kept): (Vec<_>, Vec<_>) = input.cell.0.iter().cloned().partition(is_pooled);
         let (pooled, cell) = (Cell(pooled), Cell(kept));
-        let output = renamed(input, &Cell::default());
+        let output = output_name(input);
         let other = groups.iter_mut().filter(|_| !pooled.0.is_empty()).find(|group| group.output == output && group.cell == cell);
         match other {
             Some(group) => group.inputs.push((place, pooled)),
@@ -42,6 +42,11 @@ pub(crate) fn grouped(inputs: &[Input], pool: &[&str]) -> Vec<Group> {
         }
     }
     groups
+}
+
+/// The name of an input without its cell.
+pub(crate) fn output_name(input: &Input) -> String {
+    renamed(input, &Cell::default())
 }
 
 fn renamed(input: &Input, cell: &Cell) -> String {

@@ -137,7 +137,7 @@ impl Operator for Compare {
             let Some(name) = name else { continue };
             for table in tables.iter().filter(|table| !comparable(&table.schema, name)) {
                 mistakes.push(
-                    Invalid::new(field, format!("`{}` has no column `{name}` of booleans or numbers", table.name))
+                    Invalid::new(field, format!("`{}` has no column `{name}` of booleans or numbers", cells::output_name(table)))
                         .hint(format!("it has {}", quoted(comparables(&table.schema)))),
                 );
             }

@@ -48,7 +48,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Scaling>("scaling", 1).gathers
 ///
 /// Beside the line stands a curve that levels off, `limit - scale * x^-exponent`, for lines with four different x at least
 /// that bend. It has three parameters: over so few points it fits well nearly always, and `limit` is worth no more than
-/// its interval. None is given where the points bend no more than a line does, since any limit far away fits as well.
+/// its interval; one above all that the metric can reach says that no levelling off is seen. None is given where the points
+/// bend no more than a line does, since any limit far away fits as well.
 ///
 /// With a `baseline`, `crossing` is the x at which a line meets it: the tokens after which a student is as good as RAG. It
 /// lies outside of the points where a line has to be followed there, and is null where that is more than 1,024 times, or
@@ -147,7 +148,7 @@ impl Operator for Scaling {
         }
         for table in tables.iter().filter(|table| !comparable(&table.schema, &self.y)) {
             mistakes.push(
-                Invalid::new("/y", format!("`{}` has no column `{}` of booleans or numbers", table.name, self.y))
+                Invalid::new("/y", format!("`{}` has no column `{}` of booleans or numbers", cells::output_name(table), self.y))
                     .hint(format!("it has {}", quoted(comparables(&table.schema)))),
             );
         }

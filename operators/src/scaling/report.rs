@@ -404,7 +404,7 @@ mod tests {
         let wrong = |config| scaled(config, &CELLS, &values).unwrap_err();
         assert_eq!(
             wrong(json!({ "x": "tokens", "y": "score", "baseline": "rag.p" })),
-            "`exam[arm=qa,tokens=100k].p` has no column `score` of booleans or numbers"
+            "`exam.p` has no column `score` of booleans or numbers"
         );
         let taken = scaled(json!({ "x": "x" }), &[("e[].p", "x=1"), ("e[].p", "x=2")], &values[..2]).unwrap_err();
         assert_eq!(taken, "the axis `x` has the name of another column of the output");
