@@ -25,9 +25,36 @@ impl Figure {
     }
 }
 
-/// The ratio of sums over questions, each a numerator and a denominator, with a percentile bootstrap interval: questions
-/// are drawn with replacement, as many as there are, `resamples` times. Resamples follow from the seed, the number of
-/// questions and their order alone, so figures over the same questions share them. `None` without questions.
+/// Samples of questions, drawn with replacement, as many as there are. They follow from the seed, the number of questions
+/// and their order alone, so figures over the same questions share them.
+pub(crate) struct Resamples {
+    stream: blake3::OutputReader,
+    bytes: Vec<u8>,
+    n: u64,
+}
+
+impl Resamples {
+    /// Resamples of `n` questions.
+    pub(crate) fn new(n: usize, seed: u64) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"bootstrap").update(&seed.to_le_bytes()).update(&(n as u64).to_le_bytes());
+        Self { stream: hasher.finalize_xof(), bytes: vec![0; 4 * n], n: n as u64 }
+    }
+
+    /// The places of the questions of the next resample.
+    pub(crate) fn draw(&mut self) -> impl Iterator<Item = usize> + Clone + '_ {
+        self.stream.fill(&mut self.bytes);
+        let n = self.n;
+        self.bytes.chunks_exact(4).map(move |four| {
+            let draw = u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+            // The high half of the product maps 32 bits to 0..n, even to within n in 2^32.
+            ((u64::from(draw) * n) >> 32) as usize
+        })
+    }
+}
+
+/// The ratio of sums over questions, each a numerator and a denominator, with a percentile bootstrap interval over so many
+/// [`Resamples`]. `None` without questions.
 pub(crate) fn ratio(questions: &[(f64, f64)], resamples: u32, seed: u64) -> Option<Figure> {
     let n = questions.len();
     let quotient = |(over, under): (f64, f64)| over / under;
@@ -36,23 +63,16 @@ pub(crate) fn ratio(questions: &[(f64, f64)], resamples: u32, seed: u64) -> Opti
     if n == 0 {
         return None;
     }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"bootstrap").update(&seed.to_le_bytes()).update(&(n as u64).to_le_bytes());
-    let mut stream = hasher.finalize_xof();
-    let mut bytes = vec![0; 4 * n];
-    let mut values: Vec<f64> = (0..resamples.max(1))
-        .map(|_| {
-            stream.fill(&mut bytes);
-            let drawn = bytes.chunks_exact(4).map(|four| {
-                let draw = u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
-                // The high half of the product maps 32 bits to 0..n, even to within n in 2^32.
-                &questions[((u64::from(draw) * n as u64) >> 32) as usize]
-            });
-            quotient(drawn.fold((0.0, 0.0), add))
-        })
-        .collect();
+    let mut drawn = Resamples::new(n, seed);
+    let values = (0..resamples.max(1)).map(|_| quotient(drawn.draw().map(|place| &questions[place]).fold((0.0, 0.0), add)));
+    let (low, high) = interval(values.collect());
+    Some(Figure { value, low, high, n })
+}
+
+/// The 2.5th and the 97.5th percentile of what resamples gave.
+pub(crate) fn interval(mut values: Vec<f64>) -> (f64, f64) {
     values.sort_by(f64::total_cmp);
-    Some(Figure { value, low: percentile(&values, 0.025), high: percentile(&values, 0.975), n })
+    (percentile(&values, 0.025), percentile(&values, 0.975))
 }
 
 /// The mean of one value a question, with its interval.

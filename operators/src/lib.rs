@@ -6,7 +6,10 @@
 //!
 //! The engine knows operators only through the table.
 
+mod baseline;
 mod bootstrap;
+mod by_question;
+mod cells;
 pub mod checkpoint;
 pub mod chunk;
 mod columns;
@@ -25,6 +28,7 @@ pub mod retrieve;
 pub mod rewrite;
 mod route;
 pub mod sample;
+pub mod scaling;
 pub mod split;
 pub mod sql;
 pub mod synthesize_qa;
@@ -54,10 +58,11 @@ pub const OPERATORS: &[OperatorType] = &[
     retrieve::TYPE,
     evaluate::TYPE,
     compare::TYPE,
+    scaling::TYPE,
 ];
 
 /// Operators that have a name and aren't built yet.
-pub const PLANNED: &[&str] = &["judge", "decontaminate", "scaling"];
+pub const PLANNED: &[&str] = &["judge", "decontaminate"];
 
 /// What the engine is given to work with.
 pub const REGISTRY: Registry = Registry {
