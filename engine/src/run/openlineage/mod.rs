@@ -324,6 +324,10 @@ impl Writer<'_> {
         let mut outputs = Vec::new();
         for output in &stage.outputs {
             let Some(table) = manifest.outputs.get(&output.name) else { continue };
+            // Nearly every stage has no rejects: that needs no dataset.
+            if output.name == REJECTS_OUTPUT && table.rows == 0 && !self.is_read(index, &output.name) {
+                continue;
+            }
             let (size, file_count) = files(table);
             let columns = table.columns.iter().map(|column| (column.name.clone(), column.r#type.clone()));
             let data_source = DataSource { name: self.namespace.clone(), uri: uri_of(&self.namespace) };
@@ -341,6 +345,11 @@ impl Writer<'_> {
             });
         }
         outputs
+    }
+
+    fn is_read(&self, index: StageIndex, output: &str) -> bool {
+        let mut readers = self.plan.readers(index);
+        readers.any(|reader| self.plan.reads(reader).values().any(|read| *read == (index, output)))
     }
 
     /// Where an output's columns come from; `None` for a source, whose files have none.
@@ -371,7 +380,7 @@ impl Writer<'_> {
         if output.name != REJECTS_OUTPUT {
             lineage.dataset = read_columns(&ports, &arriving);
         }
-        Some(lineage)
+        if lineage == ColumnLineage::default() { None } else { Some(lineage) }
     }
 
     fn arriving(&self, index: StageIndex) -> Vec<Arriving<'_>> {
