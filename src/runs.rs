@@ -10,7 +10,7 @@ use std::{
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use ingrain_engine::{
     failure::Failure,
-    run::{Environment, RunRecord, Runs, StageChange, StageRecord, State, compare},
+    run::{Environment, RunRecord, Runs, StageChange, StageRecord, StageState, compare_runs},
 };
 use ingrain_operators::REGISTRY;
 use serde_json::{Value, json};
@@ -80,7 +80,7 @@ async fn list(environment: &Environment, found: &Runs, call: &RunsCall) -> Resul
             table.cell("pipeline", record.pipeline.clone());
         }
         table.cell("result", record.ending().word().to_owned());
-        for state in [State::Ran, State::Cached, State::Failed] {
+        for state in [StageState::Ran, StageState::Cached, StageState::Failed] {
             table.cell(state.word(), record.count(state).to_string());
         }
         table.cell("usd", dollars(record.usd()));
@@ -137,7 +137,9 @@ fn show(record: &RunRecord, order: &HashMap<String, usize>, json: bool) -> Resul
         table.cell("tokens", took(|took| took.input_tokens + took.output_tokens));
         table.cell("usd", dollars(stage.took.and_then(|took| took.usd)));
         table.cell("filling", number(stage.generation));
-        table.cell("key", stage.key.as_deref().map_or("-".to_owned(), short));
+        // Without an artifact of this run, the key is that of an earlier one.
+        let key = stage.key.as_deref().filter(|_| stage.generation.is_some());
+        table.cell("key", key.map_or("-".to_owned(), short));
     }
     table.print(&mut stdout)?;
     for (stage, failure) in &record.failures {
@@ -160,7 +162,7 @@ async fn diff(
     order: &HashMap<String, usize>,
     json: bool,
 ) -> Result<(), Failure> {
-    let changes = compare(&environment.store, &REGISTRY, old, new).await?;
+    let changes = compare_runs(&environment.store, &REGISTRY, old, new).await?;
     let mut stdout = std::io::stdout().lock();
     let names = sorted(changes.keys(), order);
     if json {
@@ -209,8 +211,8 @@ fn told(number: usize, record: &RunRecord) -> Value {
     json!({
         "number": number, "run": record.run, "pipeline": record.pipeline, "file": record.file, "file_digest": record.file_digest,
         "version": record.version, "result": record.ending(), "started": record.started, "finished": record.finished,
-        "seconds": record.seconds(), "ran": record.count(State::Ran), "cached": record.count(State::Cached),
-        "failed": record.count(State::Failed), "skipped": record.count(State::Skipped), "calls": sum(|took| took.calls),
+        "seconds": record.seconds(), "ran": record.count(StageState::Ran), "cached": record.count(StageState::Cached),
+        "failed": record.count(StageState::Failed), "skipped": record.count(StageState::Skipped), "calls": sum(|took| took.calls),
         "memo_hits": sum(|took| took.memo_hits), "input_tokens": sum(|took| took.input_tokens),
         "output_tokens": sum(|took| took.output_tokens), "usd": record.usd(),
     })

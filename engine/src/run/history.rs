@@ -77,10 +77,13 @@ pub struct StageRecord {
     pub executed: bool,
     /// What became of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<State>,
+    pub state: Option<StageState>,
     /// Digests of its outputs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub digests: BTreeMap<String, String>,
+    /// What it read: by port, in the order of the port's list, stages and their outputs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reads: BTreeMap<String, Vec<(String, String)>>,
     /// Rows of its main output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
@@ -113,7 +116,7 @@ pub struct Took {
 /// What became of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum StageState {
     /// It ran and was committed.
     Ran,
     /// The store had its artifact.
@@ -128,7 +131,7 @@ pub enum State {
     NotReached,
 }
 
-impl State {
+impl StageState {
     /// One word for it.
     pub fn word(self) -> &'static str {
         match self {
@@ -155,11 +158,11 @@ impl Ending {
 
 impl StageRecord {
     /// What became of it, in a record of any age.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> StageState {
         let older = || match (self.executed, self.digests.is_empty()) {
-            (true, _) => State::Ran,
-            (false, false) => State::Cached,
-            (false, true) => State::NotReached,
+            (true, _) => StageState::Ran,
+            (false, false) => StageState::Cached,
+            (false, true) => StageState::NotReached,
         };
         self.state.unwrap_or_else(older)
     }
@@ -193,7 +196,7 @@ impl RunRecord {
     }
 
     /// How many stages it left in a state.
-    pub fn count(&self, state: State) -> usize {
+    pub fn count(&self, state: StageState) -> usize {
         self.stages.values().filter(|stage| stage.state() == state).count()
     }
 }
@@ -318,9 +321,9 @@ pub enum StageChange {
     /// A run has no artifact of it, so that there is nothing to compare.
     Absent {
         /// What became of it in the first run.
-        old: State,
+        old: StageState,
         /// What became of it in the second one.
-        new: State,
+        new: StageState,
     },
 }
 
@@ -328,7 +331,7 @@ pub enum StageChange {
 ///
 /// # Errors
 /// When the store fails.
-pub async fn compare(
+pub async fn compare_runs(
     store: &Store,
     registry: &Registry,
     old: &RunRecord,
@@ -367,7 +370,7 @@ async fn changed(
         let why = "`gc` took what one of the keys was made of, or it can't be read".to_owned();
         return Ok(StageChange::Unknown { why });
     };
-    let arrivals = arrivals(&second["inputs"], &[new, old]);
+    let arrivals = arrivals(&second["inputs"], after, &[new, old]);
     let found = differences(&first, &second, registry, &arrivals);
     Ok(match found.is_empty() {
         true => StageChange::Unknown { why: "what the keys were made of is the same".into() },
@@ -381,8 +384,8 @@ async fn preimage(store: &Store, stage: &StageRecord) -> Result<Option<Value>, F
     Ok(found.and_then(|found| found.action).map(|action| action.preimage))
 }
 
-/// What arrived at a stage's ports, by the digests in its preimage: the outputs of `runs` that have these.
-fn arrivals(inputs: &Value, runs: &[&RunRecord]) -> Vec<Arrival> {
+/// What arrived at a stage's ports: as its record says, and where that is too old to say it, what in `runs` has the digests.
+fn arrivals(inputs: &Value, stage: &StageRecord, runs: &[&RunRecord]) -> Vec<Arrival> {
     let mut arrivals = Vec::new();
     for (port, digests) in inputs.as_object().into_iter().flatten() {
         for (position, digest) in digests.as_array().into_iter().flatten().enumerate() {
@@ -391,8 +394,9 @@ fn arrivals(inputs: &Value, runs: &[&RunRecord]) -> Vec<Arrival> {
                 let output = record.digests.iter().find(|(_, found)| found.as_str() == digest)?;
                 Some((stage.clone(), output.0.clone()))
             };
-            let known = runs.iter().find_map(|run| run.stages.iter().find_map(of));
-            let (stage, output) = known.unwrap_or_else(|| ("another".to_owned(), digest.to_owned()));
+            let written = stage.reads.get(port).and_then(|reads| reads.get(position)).cloned();
+            let found = || runs.iter().find_map(|run| run.stages.iter().find_map(of));
+            let (stage, output) = written.or_else(found).unwrap_or_else(|| ("another".to_owned(), digest.to_owned()));
             arrivals.push(Arrival { port: port.clone(), position, stage, output });
         }
     }
@@ -438,8 +442,8 @@ mod tests {
         let record: RunRecord = serde_json::from_value(record).expect("a record");
         assert_eq!((record.ending(), record.seconds(), record.usd()), (Ending::Failed, 2.5, None));
         assert_eq!(record.started_utc(), "2026-01-01 00:00:00");
-        let states: Vec<State> = record.stages.values().map(StageRecord::state).collect();
-        assert_eq!(states, [State::Ran, State::Cached, State::NotReached]);
+        let states: Vec<StageState> = record.stages.values().map(StageRecord::state).collect();
+        assert_eq!(states, [StageState::Ran, StageState::Cached, StageState::NotReached]);
     }
 
     #[tokio::test]

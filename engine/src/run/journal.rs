@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     context::{Counters, Environment},
-    history::{Ending, RunRecord, StageRecord, State, Took},
+    history::{Ending, RunRecord, StageRecord, StageState, Took},
     resolve::{LastRun, StageKey},
     stage::main_rows,
 };
@@ -191,40 +191,44 @@ impl Closed {
         for (index, attempt) in self.final_attempts() {
             let stage = plan.stage(index);
             let (state, manifest) = match &attempt.ended {
-                Some((_, End::Ran(manifest))) => (State::Ran, Some(manifest)),
-                Some((_, End::Cached { manifest, .. })) => (State::Cached, Some(manifest)),
+                Some((_, End::Ran(manifest))) => (StageState::Ran, Some(manifest)),
+                Some((_, End::Cached { manifest, .. })) => (StageState::Cached, Some(manifest)),
                 Some((_, End::Failed(failure, manifest))) => {
                     failures.insert(stage.name.clone(), failure.clone());
-                    (State::Failed, manifest.as_ref())
+                    (StageState::Failed, manifest.as_ref())
                 }
-                None => (State::Interrupted, None),
+                None => (StageState::Interrupted, None),
             };
-            let mut record = StageRecord { state: Some(state), executed: state == State::Ran, ..StageRecord::default() };
-            if state != State::Cached {
+            let mut record = StageRecord { state: Some(state), executed: state == StageState::Ran, ..StageRecord::default() };
+            if state != StageState::Cached {
                 record.took = Some(attempt.took);
             }
             if let (Some(manifest), Some((key, generation))) = (manifest, &attempt.key) {
                 record.key = Some(key.key.clone());
                 record.generation = Some(*generation);
                 record.digests = manifest.outputs.iter().map(|(name, table)| (name.clone(), table.digest.clone())).collect();
+                for ((port, _), (above, output)) in plan.reads(index) {
+                    let read = (plan.stage(above).name.clone(), output.to_owned());
+                    record.reads.entry(port.to_owned()).or_default().push(read);
+                }
                 record.rows = Some(main_rows(stage, manifest));
                 record.rejects = manifest.outputs.get(REJECTS_OUTPUT).map(|table| table.rows);
             }
             stages.insert(stage.name.clone(), record);
         }
         for index in &self.skipped {
-            let record = StageRecord { state: Some(State::Skipped), ..StageRecord::default() };
+            let record = StageRecord { state: Some(StageState::Skipped), ..StageRecord::default() };
             stages.insert(plan.stage(*index).name.clone(), record);
         }
         let is_known =
             |(name, stage): (&String, &StageRecord)| stage.key.is_some() && self.last.keys.get(name) == stage.key.as_ref();
         let has_run = stages.values().any(|stage| stage.executed);
-        if self.ending == Ending::Done && !has_run && stages.iter().all(is_known) {
+        if self.ending == Ending::Done && !self.last.ended_early && !has_run && stages.iter().all(is_known) {
             return None;
         }
         // A stage that this run has no artifact of is still compared with what it was when one last had.
         for (name, key) in self.last.keys.iter().filter(|(name, _)| plan.find(name).is_some()) {
-            let unreached = || StageRecord { state: Some(State::NotReached), ..StageRecord::default() };
+            let unreached = || StageRecord { state: Some(StageState::NotReached), ..StageRecord::default() };
             stages.entry(name.clone()).or_insert_with(unreached).key.get_or_insert_with(|| key.clone());
         }
         Some(RunRecord {

@@ -28,7 +28,7 @@ pub use self::{
         Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, Spent, StreamContext, Task, TaskContext,
     },
     footer::source_columns,
-    history::{Ending, RunRecord, Runs, StageChange, StageRecord, State, Took, compare},
+    history::{Ending, RunRecord, Runs, StageChange, StageRecord, StageState, Took, compare_runs},
     reason::{Difference, FileChange, Reason, Subject},
     rehearse::rehearse,
     resolve::{LastTime, Resolver, StageKey, Status, why},

@@ -366,6 +366,8 @@ pub(crate) struct LastRun {
     pub(crate) keys: BTreeMap<String, String>,
     /// The pipeline file, on the machine that it ran on.
     pub(crate) file: Option<PathBuf>,
+    /// Whether a stage failed, or somebody stopped it.
+    pub(crate) ended_early: bool,
 }
 
 /// The pipeline's last run that has a record.
@@ -384,7 +386,9 @@ pub(crate) async fn last_run(environment: &Environment, pipeline: &str) -> Resul
         if let Some(stages) = record["stages"].as_object() {
             let key = |(name, stage): (&String, &Value)| Some((name.clone(), stage["key"].as_str()?.to_owned()));
             let file = record["file"].as_str().map(PathBuf::from);
-            return Ok(LastRun { keys: stages.iter().filter_map(key).collect(), file });
+            let has_failed = record["failures"].as_object().is_some_and(|failures| !failures.is_empty());
+            let ended_early = has_failed || record["result"] == "interrupted";
+            return Ok(LastRun { keys: stages.iter().filter_map(key).collect(), file, ended_early });
         }
     }
     Ok(LastRun::default())
