@@ -98,7 +98,7 @@ fn a_run_is_shown_by_number_id_or_a_part_of_it() {
     let unknown = refused(&project, &["ffff"]);
     assert!(unknown.contains("no run is called `ffff`") && unknown.contains(&format!("`{id}`")), "{unknown}");
     assert!(refused(&project, &["4"]).contains("its number, 1 to 3"));
-    assert!(refused(&project, &[&id[..2]]).contains("3 runs are called"));
+    assert!(refused(&project, &[&id[..4]]).contains("3 runs are called"));
 }
 
 #[test]

@@ -264,7 +264,7 @@ impl Runs {
             return Ok(number - 1);
         }
         let text = written.to_lowercase();
-        let is_meant = |id: &str| !text.is_empty() && (id.starts_with(&text) || id.ends_with(&text));
+        let is_meant = |id: &str| text.len() >= LEAST && (id.starts_with(&text) || id.ends_with(&text));
         let meant: Vec<usize> = (0..self.found.len()).filter(|place| is_meant(&self.found[*place].0)).collect();
         let ids = |places: &mut dyn Iterator<Item = usize>| {
             places.take(SHOWN).map(|place| format!("`{}`", self.found[place].0)).collect::<Vec<_>>().join(", ")
@@ -277,7 +277,8 @@ impl Runs {
                 // The sort is stable: of equally near ones the newer come first.
                 nearest.sort_by_key(|place| strsim::damerau_levenshtein(&self.found[*place].0, &text));
                 Err(Failure::data(format!("no run is called `{written}`")).hint(format!(
-                    "a run is named by its id, the beginning or end of it, or its number, 1 to {}; the nearest ids are {}",
+                    "a run is named by its id, {LEAST} or more characters of its beginning or end, or its number, 1 to {}; the nearest \
+                     ids are {}",
                     self.found.len(),
                     ids(&mut nearest.into_iter())
                 )))
@@ -290,6 +291,8 @@ impl Runs {
 
 /// Ids that a message lists.
 const SHOWN: usize = 5;
+/// Characters of an id that may stand for it: fewer would fit some id by chance.
+const LEAST: usize = 4;
 
 /// How a stage differs between two runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -417,7 +420,7 @@ mod tests {
     #[test]
     fn a_run_is_named_by_number_or_by_what_no_other_id_has() {
         let runs = runs(&["019a-bb22", "019a-aa11", "019c-1234"]);
-        for (written, place) in [("1", 0), ("3", 2), ("019c", 2), ("AA11", 1), ("019a-bb22", 0), ("34", 2)] {
+        for (written, place) in [("1", 0), ("3", 2), ("019c", 2), ("AA11", 1), ("019a-bb22", 0), ("1234", 2)] {
             assert_eq!(runs.place(written).ok(), Some(place), "{written}");
         }
         let several = runs.place("019a").unwrap_err();
@@ -425,7 +428,9 @@ mod tests {
         assert_eq!(several.hint.as_deref(), Some("write more of the id: `019a-bb22`, `019a-aa11`"));
         let none = runs.place("019c-1235").unwrap_err();
         assert!(none.hint.as_deref().is_some_and(|hint| hint.contains("1 to 3; the nearest ids are `019c-1234`")), "{none:?}");
-        assert!(runs.place("0").is_err() && runs.place("").is_err() && runs.place("4").is_err());
+        for written in ["0", "", "4", "34"] {
+            assert!(runs.place(written).is_err(), "{written}");
+        }
     }
 
     #[test]

@@ -449,7 +449,8 @@ async fn of_query(
     };
     let fields = |origins: BTreeSet<columns::Origin>| -> Option<Vec<InputField>> { origins.into_iter().map(field).collect() };
     let mut lineage = ColumnLineage { dataset: fields(found.rows)?, ..ColumnLineage::default() };
-    for (column, from) in found.columns {
+    // A count, or a constant, comes from no column.
+    for (column, from) in found.columns.into_iter().filter(|(_, from)| !from.is_empty()) {
         lineage.fields.insert(column, InputFields { input_fields: fields(from)? });
     }
     Some(lineage)
