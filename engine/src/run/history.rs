@@ -201,7 +201,7 @@ impl RunRecord {
     }
 }
 
-/// The ids of runs that have a record, newest first by the store's clock, each with its pipeline as it stands in the path.
+/// The runs that have a record, newest first by the store's clock.
 #[derive(Debug, Clone)]
 pub struct Runs {
     found: Vec<(String, Path)>,
@@ -244,8 +244,8 @@ impl Runs {
         Ok(records.into_iter().flatten().collect())
     }
 
-    /// The record of the run that `written` means: its number (1 is the newest), its id, or the beginning or end of its id that
-    /// no other one has.
+    /// The record of the run that `written` means: its number (1 is the newest), its id, or at least four characters of the
+    /// beginning or end of its id that no other one has.
     ///
     /// # Errors
     /// When there is none or more than one, or its record can't be read.

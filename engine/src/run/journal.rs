@@ -217,8 +217,11 @@ impl Closed {
             stages.insert(stage.name.clone(), record);
         }
         for index in &self.skipped {
-            let record = StageRecord { state: Some(StageState::Skipped), ..StageRecord::default() };
-            stages.insert(plan.stage(*index).name.clone(), record);
+            let (name, record) =
+                (&plan.stage(*index).name, StageRecord { state: Some(StageState::Skipped), ..StageRecord::default() });
+            // A try before may have found an input damaged, which then couldn't be made anew.
+            failures.remove(name);
+            stages.insert(name.clone(), record);
         }
         let is_known =
             |(name, stage): (&String, &StageRecord)| stage.key.is_some() && self.last.keys.get(name) == stage.key.as_ref();
