@@ -78,6 +78,7 @@ const STAGES: &[(&str, &str, Values)] = &[
             ("attempts", "4"),
         ],
     ),
+    ("rewrite", "from: documents, strategy: rephrase, teacher: first", &[("styles", "[easy, qa]"), ("per_document", "9")]),
     ("filter", "from: documents, where: \"length(text) > 3\"", &[("where", "\"length(text) > 4\"")]),
     ("split", "from: documents", &[("heldout", "0.2"), ("by", "doc_id")]),
     (

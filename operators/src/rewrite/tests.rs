@@ -1,11 +1,21 @@
-use arrow::{array::StringArray, compute::concat_batches, datatypes::Schema};
+use arrow::{
+    array::{ArrayRef, RecordBatch, StringArray},
+    compute::concat_batches,
+    datatypes::Schema,
+};
 use datafusion::prelude::{SessionConfig, SessionContext};
-use ingrain_llm::Finish;
+use ingrain_engine::key;
+use ingrain_llm::{Answer, Finish};
+use serde_json::{Value, json};
 
-use super::*;
+use super::{
+    asking::{Answered, Job, Requests, Rewritten, batches, jobs, read, turned},
+    *,
+};
+use crate::{rejects::Reject, teachers::texts};
 
 fn requests_of(config: &Rewrite) -> Requests {
-    Requests::new(config, Prompt::open(config.prompt.as_deref(), FOCAL).unwrap())
+    Requests::new(config, Prompt::open(config.prompt.as_deref(), config.template().0).unwrap())
 }
 
 fn config(extra: Value) -> Rewrite {
@@ -91,7 +101,7 @@ async fn a_question_goes_with_the_row_that_it_was_asked_about() {
     let config = config(json!({ "per_document": 20, "max_output_tokens": 120 }));
     let rows = asked(&config, &documents, &questions, 1).await;
     let requests = Arc::new(requests_of(&config));
-    let jobs: Vec<Job> = jobs(requests, rows).unwrap().collect::<Result<_, _>>().unwrap();
+    let jobs: Vec<Job> = jobs(&requests, rows).unwrap();
     let job = |id: &str| jobs.iter().find(|job| job.text("row_id").unwrap() == id).unwrap();
     let (request, _) = job("q18").request().unwrap();
     assert_eq!((job("q18").text("document_id").unwrap(), job("q18").cell("doc_id").unwrap()), ("d2", Some("b.txt")));
@@ -119,7 +129,7 @@ async fn nothing_is_asked_without_text_or_question() {
     ]);
     let config = config(json!({}));
     let rows = asked(&config, &documents, &questions, 1).await;
-    let jobs = jobs(Arc::new(requests_of(&config)), rows).unwrap().map(|job| job.unwrap().unasked().unwrap());
+    let jobs = jobs(&Arc::new(requests_of(&config)), rows).unwrap().into_iter().map(|job| job.unasked().unwrap());
     let empty = |detail: &str| Some(Reject::new("empty", detail));
     assert_eq!(jobs.collect::<Vec<_>>(), [empty("its document has no `text`"), None, empty("no `question`")]);
 }
@@ -130,7 +140,10 @@ fn what_there_is_none_of_is_an_empty_text_in_the_prompt() {
     let path = folder.path().join("p.jinja");
     std::fs::write(&path, "{{ title }}|{{ text }}|{{ question }}|{{ answer }}{% if answer %}!{% endif %}").unwrap();
     let requests = requests_of(&config(json!({ "prompt": path })));
-    let content = |title, answer| requests.request(title, "T.", "Q?", answer).unwrap().messages[0].content.clone();
+    let content = |title, answer| {
+        let variables = [("title", title), ("text", Some("T.")), ("question", Some("Q?")), ("answer", answer)];
+        requests.request(NAME, &variables).unwrap().messages[0].content.clone()
+    };
     assert_eq!(content(None, None), "|T.|Q?|");
     assert_eq!(content(Some("Ellmark"), Some("nine")), "Ellmark|T.|Q?|nine!");
 }
@@ -141,10 +154,10 @@ async fn no_match_at_all_is_an_error() {
     let config = config(json!({}));
     let rows = asked(&config, &documents(), &strangers, 1).await;
     assert_eq!(rows.num_rows(), 2);
-    let failure = jobs(Arc::new(requests_of(&config)), rows).err().unwrap();
+    let failure = jobs(&Arc::new(requests_of(&config)), rows).err().unwrap();
     assert!(failure.message.contains("no question belongs to a document"), "{failure}");
     let none = asked(&config, &documents(), &strangers.slice(0, 0), 1).await;
-    assert!(jobs(Arc::new(requests_of(&config)), none).unwrap().next().is_none());
+    assert!(jobs(&Arc::new(requests_of(&config)), none).unwrap().is_empty());
 }
 
 #[test]
@@ -183,8 +196,8 @@ fn rewrites_become_rows_and_refused_ones_rejects() {
         &schema,
         Strategy::Focal,
         vec![
-            Answered { question_id: "lost".into(), result: Err((Reject::new("no_document", "none"), 0)) },
-            Answered { question_id: "q01".into(), result: Ok(rewritten) },
+            Answered { asked_id: "lost".into(), turn: None, result: Err((Reject::new("no_document", "none"), 0)) },
+            Answered { asked_id: "q01".into(), turn: None, result: Ok(rewritten) },
         ],
     )
     .unwrap();
@@ -194,4 +207,64 @@ fn rewrites_become_rows_and_refused_ones_rejects() {
     assert_eq!((cell("parent_id"), cell("question_id"), cell("strategy"), cell("text")), ("d1", "q01", "focal", "New."));
     assert_eq!(texts(rejected, "parent_id").unwrap().value(0), "lost");
     assert_eq!(Schema::new(rejected.schema().fields().clone()), *ingrain_engine::operator::rejects_schema());
+}
+
+#[test]
+fn a_document_is_rephrased_piece_by_piece_and_style_by_style() {
+    let text = "Ida Brandt founded the mill of Gull Sound in 1866. ".repeat(40);
+    let documents = table(&[
+        ("row_id", some(&["d1", "d2"])),
+        ("doc_id", some(&["a.txt", "b.txt"])),
+        ("text", vec![Some(text.clone()), Some(" ".into())]),
+    ]);
+    let config = config(json!({ "strategy": "rephrase", "styles": ["qa", "easy"], "max_output_tokens": 120 }));
+    let requests = Arc::new(requests_of(&config));
+    let jobs = turned(&requests, documents.clone(), config.styles(), 5).unwrap();
+    assert_eq!(jobs.len(), 6, "five of the first, and one to say that the second has no text");
+    assert_eq!(jobs[5].unasked().unwrap(), Some(Reject::new("empty", "no `text`")));
+    let (request, least) = jobs[3].request().unwrap();
+    let turn = jobs[3].turn.clone().unwrap();
+    assert_eq!((request.task.as_str(), least), ("rephrase", 30));
+    assert_eq!((turn.piece, turn.style, jobs[4].turn.as_ref().unwrap().draw), (1, Style::Easy, 1));
+    assert_eq!(request.variables["text"], json!(text[turn.span.clone()]));
+    assert_eq!(request.variables["style"], "easy");
+    let said = &request.messages[0].content;
+    assert!(
+        said.contains("short sentences") && said.contains("at most 90 words") && said.contains("the text's subject"),
+        "{said}"
+    );
+
+    let schema = config.bind(&one(&documents)).unwrap()[0].schema.clone();
+    let rewritten =
+        Rewritten { document_id: "d1".into(), doc_id: Some("a.txt".into()), text: "New.".into(), request_id: "r".into() };
+    let answered = Answered { asked_id: "d1".into(), turn: jobs[3].turn.clone(), result: Ok(rewritten) };
+    let rows = &batches(&schema, Strategy::Rephrase, vec![answered]).unwrap()[0].rows;
+    let cell = |name: &str| texts(rows, name).unwrap().value(0).to_owned();
+    assert_eq!((cell("parent_id"), cell("strategy"), cell("style")), ("d1".into(), "rephrase".into(), "easy".into()));
+    assert_eq!(cell("row_id"), key::row_id("rewrite", 0, &["d1"], 0, 4));
+    assert!(rows.column_by_name("byte_start").is_some() && rows.column_by_name("question_id").is_none());
+}
+
+fn one(documents: &RecordBatch) -> Inputs {
+    let mut inputs = inputs(documents, documents);
+    inputs.ports.remove(QUESTIONS);
+    inputs
+}
+
+#[test]
+fn a_strategy_takes_what_it_needs_and_nothing_else() {
+    let said = |config: Value, inputs: &Inputs| -> Vec<(String, String)> {
+        let mistakes = self::config(config).bind(inputs).err().unwrap_or_default();
+        mistakes.into_iter().map(|mistake| (mistake.field, mistake.message)).collect()
+    };
+    let (both, alone) = (inputs(&documents(), &questions()), one(&documents()));
+    assert_eq!(said(json!({ "strategy": "rephrase" }), &alone), []);
+    let focal = said(json!({}), &alone);
+    assert!(focal[0].1.contains("nothing arrives at the port `questions`"), "{focal:?}");
+    let served = said(json!({ "strategy": "rephrase" }), &both);
+    assert_eq!(served[0].0, "/from/questions");
+    let styled = said(json!({ "styles": ["qa"] }), &both);
+    assert_eq!(styled[0].1, "only `rephrase` has styles, and the strategy is `focal`");
+    let twice = said(json!({ "strategy": "rephrase", "styles": ["qa", "easy", "qa"] }), &alone);
+    assert_eq!(twice, [("/styles/2".to_owned(), "`qa` stands there twice".to_owned())]);
 }

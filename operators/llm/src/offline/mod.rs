@@ -5,8 +5,8 @@
 //!
 //! From the text up: words and sentences ([`text`]), what it knows of English ([`lexicon`], [`grammar`]), clauses
 //! ([`clause`], with [`lead`], [`aside`] and [`coordination`] for their parts), a document with its pronouns replaced
-//! ([`document`], [`reference`]), what can be asked about ([`fact`], [`span`]), and then the three tasks: questions
-//! ([`wording`], [`question`]), rewrites ([`phrasing`], [`rewrite`]) and answers ([`reader`]). Vectors ([`embedding`]) need
+//! ([`document`], [`reference`]), what can be asked about ([`fact`], [`span`]), and then the tasks: questions
+//! ([`wording`], [`question`]), rewrites ([`phrasing`], [`rewrite`], [`rephrase`]) and answers ([`reader`]). Vectors ([`embedding`]) need
 //! words only.
 
 mod aside;
@@ -22,6 +22,7 @@ mod phrasing;
 mod question;
 mod reader;
 mod reference;
+mod rephrase;
 mod rewrite;
 mod span;
 mod text;
@@ -42,6 +43,7 @@ const REVISION: u32 = 1;
 /// |---|---|---|
 /// | `synthesize_qa` | `title`, `text`, `pairs` | JSON: `{"pairs": [{"question", "explanation", "answer"}]}`; other draws give other pairs |
 /// | `rewrite` | `title`, `text`, `question`, `answer` (or null), `max_words` (or null: three quarters of `max_output_tokens`) | the text, told around the question |
+/// | `rephrase` | `title`, `text`, `style` (`easy`, `medium`, `hard`, `qa`), `max_words` (or null) | the text, told again in that style; other draws use other words |
 /// | `answer` | `question`, `options` (or null), `contexts: [{title, text}]` | one line that ends in `Answer: …` |
 ///
 /// Another task, or a variable that is missing, is an outage. Further variables are ignored. `usage` counts a token for
@@ -65,6 +67,16 @@ struct Rewrite {
     question: String,
     #[serde(default)]
     answer: Option<String>,
+    #[serde(default)]
+    max_words: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct Rephrase {
+    #[serde(default)]
+    title: Option<String>,
+    text: String,
+    style: String,
     #[serde(default)]
     max_words: Option<usize>,
 }
@@ -131,6 +143,14 @@ fn perform(request: &Request, draw: u32) -> Result<String, Outage> {
             let focus = rewrite::Focus { title: &title, text: &text, question: &question, answer: answer.as_deref(), max_words };
             Ok(rewrite::rewrite(&focus, draw))
         }
+        "rephrase" => {
+            let Rephrase { title, text, style, max_words } = variables(request)?;
+            let max_words = max_words.unwrap_or(request.decoding.max_output_tokens as usize * 3 / 4);
+            let known = rephrase::Style::named(&style).ok_or_else(|| {
+                Outage::teacher(format!("`offline` knows no style `{style}`: `easy`, `medium`, `hard` and `qa`"))
+            })?;
+            Ok(rephrase::rephrase(&title.unwrap_or_default(), &text, (&style, known), max_words, draw))
+        }
         "answer" => {
             let AnswerQuestion { question, options, contexts } = variables(request)?;
             let read = |Context { title, text }| reader::Context { title: title.unwrap_or_default(), text };
@@ -138,7 +158,9 @@ fn perform(request: &Request, draw: u32) -> Result<String, Outage> {
             Ok(reader::answer(&question, options.as_deref(), &contexts))
         }
         other => Err(Outage::Teacher {
-            message: format!("`offline` doesn't know the task `{other}`: it does `synthesize_qa`, `rewrite` and `answer`"),
+            message: format!(
+                "`offline` doesn't know the task `{other}`: it does `synthesize_qa`, `rewrite`, `rephrase` and `answer`"
+            ),
             hint: Some("name a model with `openai` for this stage".to_owned()),
         }),
     }

@@ -75,7 +75,7 @@ pub(super) fn normal(text: &str) -> String {
 }
 
 /// The document's first sentences, where none could be taken apart.
-fn shortened(document: &Document, max_words: usize) -> String {
+pub(super) fn shortened(document: &Document, max_words: usize) -> String {
     let name = &document.subject.name;
     let mut out = vec![format!("This is about {name}.")];
     let mut length = 4;
@@ -120,7 +120,7 @@ fn order(document: &Document, focus: &Focus<'_>, seed: u64) -> Vec<usize> {
 }
 
 /// Whether two clauses speak of the same subject and are short enough for one sentence.
-fn joins(first: &Clause, second: &Clause) -> bool {
+pub(super) fn joins(first: &Clause, second: &Clause) -> bool {
     first.is_apart()
         && first.subject == second.subject
         && first.tails.is_empty()
