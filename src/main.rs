@@ -11,6 +11,7 @@ mod progress;
 mod run;
 mod sample;
 mod show;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -74,6 +75,7 @@ async fn dispatch(command: Command) -> Result<(), End> {
         Command::Plan(call) => plan::plan(&call).await,
         Command::Why(call) => plan::why(&call).await,
         Command::Show(call) => show::show(call).await,
+        Command::Trace(call) => trace::trace(&call).await,
         Command::Export(call) => export::export(&call).await,
         Command::Gc(call) => gc::gc(&call).await,
         Command::Schema => info::schema(),
