@@ -18,3 +18,4 @@ mod project;
 mod s3;
 mod s3_server;
 mod teacher;
+mod trace;

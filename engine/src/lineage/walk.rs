@@ -153,7 +153,11 @@ impl Lineage {
                 let Some(found) = self.affected(artifact, output, &affected).await? else { continue };
                 if add(&mut affected, (artifact, output.clone()), found) {
                     open.extend(self.readers(artifact));
-                    open.insert(artifact);
+                    // Another output may name its rows, and was perhaps looked at before.
+                    let outputs = self.artifacts()[artifact].manifest.outputs.values();
+                    if outputs.filter(|table| table.rows > 0).count() > 1 {
+                        open.insert(artifact);
+                    }
                 }
             }
         }
@@ -188,11 +192,12 @@ impl Lineage {
             })
             .collect();
         let mut found = self.naming_any(&table, &wanted, true).await?;
+        let is_told = above.len() == 1 && !found.is_empty();
         for ids in beside {
             // A removed row names the one that stayed.
             found.extend(self.naming_any(&table, ids, false).await?);
         }
-        for (edge, _) in &above {
+        for (edge, _) in above.iter().filter(|_| !is_told) {
             if !self.names_rows_of(&table, edge).await? {
                 return Ok(Some(Affected::Whole));
             }
