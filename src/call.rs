@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Plan(PlanCall),
     /// Say why a stage has to run: the field that changed, old and new value
     Why(WhyCall),
+    /// Say what ran when, and how two runs differ
+    Runs(RunsCall),
     /// Show the rows of a stage
     Show(ShowCall),
     /// Follow a row back to the documents that it was made of, or forward to everything made of it
@@ -146,6 +148,26 @@ pub(crate) struct WhyCall {
     /// The stage
     pub(crate) stage: String,
     /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunsCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// Show this run's stages: its id, the beginning or end of it, or its number, 1 for the newest
+    pub(crate) run: Option<String>,
+    /// Runs of every pipeline on the store
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Say for each stage how the second run differs from the first, and why
+    #[arg(long, num_args = 2, value_names = ["RUN", "RUN"], conflicts_with = "run")]
+    pub(crate) diff: Vec<String>,
+    /// How many are listed
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: u64,
+    /// Write JSON: an object a run, or a stage with `--diff`
     #[arg(long)]
     pub(crate) json: bool,
 }

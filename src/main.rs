@@ -9,6 +9,7 @@ mod pipeline;
 mod plan;
 mod progress;
 mod run;
+mod runs;
 mod sample;
 mod show;
 mod trace;
@@ -74,6 +75,7 @@ async fn dispatch(command: Command) -> Result<(), End> {
         Command::Check(call) => plan::check(&call).await,
         Command::Plan(call) => plan::plan(&call).await,
         Command::Why(call) => plan::why(&call).await,
+        Command::Runs(call) => runs::runs(&call).await,
         Command::Show(call) => show::show(call).await,
         Command::Trace(call) => trace::trace(&call).await,
         Command::Export(call) => export::export(&call).await,

@@ -196,6 +196,11 @@ impl Pipeline {
         &self.source.name
     }
 
+    /// What it said when it was read.
+    pub(crate) fn written(&self) -> Arc<str> {
+        self.source.text.clone()
+    }
+
     /// Whether the file says something else by now than it did when it was read.
     pub(crate) fn has_changed(&self) -> bool {
         std::fs::read(&self.source.name).is_ok_and(|now| now != self.source.text.as_bytes())

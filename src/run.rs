@@ -51,6 +51,7 @@ pub(crate) async fn run(call: RunCall) -> Result<(), End> {
         verify: call.verify,
         round_trip: call.round_trip,
         by_document: false,
+        written: Some(pipeline.written()),
     };
     let mut interrupts = Interrupts::new()?;
     let environment = interrupts.unless(pipeline.open_for(&call)).await??;
@@ -183,8 +184,10 @@ pub(crate) async fn drive(
     };
     let Some(outcome) = outcome else {
         tell("interrupted: waiting for answers that are paid for (once more to stop at once)", None);
-        if let Err(failure) = interrupts.unless(environment.close()).await? {
-            tell(&format!("error: {}", failure.message), failure.hint.as_deref());
+        for end in [interrupts.unless(environment.close()).await?, interrupts.unless(work.interrupted()).await?] {
+            if let Err(failure) = end {
+                tell(&format!("error: {}", failure.message), failure.hint.as_deref());
+            }
         }
         return Err(End::Told(ExitCode::from(INTERRUPTED)));
     };

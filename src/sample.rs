@@ -48,7 +48,8 @@ pub(crate) async fn sample(call: &RunCall, whole: &Pipeline, documents: u64) -> 
         .collect();
     // Stages that ask run again even if they are cached, to count: their answers are in the memo and cost nothing.
     let force = asking.iter().copied().collect();
-    let options = RunOptions { until, force, verify: call.verify, round_trip: call.round_trip, by_document: true };
+    let written = Some(whole.written());
+    let options = RunOptions { until, force, verify: call.verify, round_trip: call.round_trip, by_document: true, written };
     let mut interrupts = Interrupts::new()?;
     let environment = interrupts.unless(small.open_for(call)).await??;
     let driven = drive(&small.plan, &environment, options, call.json, &mut interrupts).await?;

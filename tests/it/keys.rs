@@ -28,6 +28,12 @@ const ABOVE: &str = r#"
   found: { op: retrieve, from: { questions: exam, corpus: documents } }
   before: { op: evaluate, from: { questions: exam, contexts: found }, reader: first }
   after: { op: evaluate, from: { questions: exam, contexts: found }, reader: second }
+  cells:
+    op: evaluate
+    from: { questions: exam, contexts: found }
+    reader: first
+    matrix: { arm: [a, b], size: [1, 2], seed: [3, 4] }
+    resamples: "${matrix.size}"
 "#;
 
 /// Fields with other values than a stage has.
@@ -123,6 +129,19 @@ const STAGES: &[(&str, &str, Values)] = &[
         "compare",
         "from: [before.predictions, after.predictions]",
         &[("baseline", "1"), ("column", "token_f1"), ("against", "exact_match"), ("resamples", "10")],
+    ),
+    ("compare", "from: cells.predictions", &[("pool", "[seed]"), ("baseline", "{ arm: b }")]),
+    (
+        "scaling",
+        "from: cells.predictions, x: size",
+        &[
+            ("x", "seed"),
+            ("y", "exact_match"),
+            ("by", "[seed, arm]"),
+            ("pool", "[seed]"),
+            ("baseline", "{ arm: a }"),
+            ("resamples", "10"),
+        ],
     ),
 ];
 

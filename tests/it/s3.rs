@@ -104,7 +104,8 @@ fn a_store_on_s3_holds_what_a_local_one_does_and_a_second_run_asks_little() {
 
     assert_eq!(ran(&server, &project, &[]).executed(), Vec::<&str>::new());
     let asked = server.requests();
-    // A stage: which generations there are, the action, the manifest, the files. The store: its format, and whether it refuses.
+    // A stage: which generations there are, the action, the manifest, the files. The run: the store's format, which run was the
+    // last, its record, and its own events.
     assert!(asked.len() <= 7 * 4 + 4, "{} requests:\n{}", asked.len(), asked.join("\n"));
 
     ran(&server, &project, &["--force", "pieces"]);

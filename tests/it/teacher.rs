@@ -318,6 +318,11 @@ fn a_wrong_key_fails_after_one_request_and_the_right_one_goes_on() {
         assert!(stderr.contains(part), "`{part}` isn't in:\n{stderr}");
     }
     assert!(!stderr.contains("sk-wrong-key-123456"), "{stderr}");
+    let events = walk(&project.path(".ingrain/lineage"));
+    assert!(String::from_utf8_lossy(&content(Path::new(&events[0]))).contains("lets nobody in with this key"), "{events:?}");
+    for file in walk(&project.path(".ingrain")) {
+        assert!(!String::from_utf8_lossy(&content(Path::new(&file))).contains("sk-wrong-key-123456"), "{file}");
+    }
     ran(&run(&project, &[], KEY));
     assert_eq!((server.requests(), project.rows("qa", &[]).len()), (41, 40));
 }

@@ -82,7 +82,7 @@ impl Lineage {
         let mut places: HashMap<StageIndex, usize> = HashMap::new();
         for (index, status) in why(plan, environment, &all, HashSet::new()).await? {
             let stage = plan.stage(index);
-            let Status::Hit { key, generation, manifest } = status else {
+            let Status::Hit { key, generation, manifest, filled_by } = status else {
                 missing.push(stage.name.clone());
                 continue;
             };
@@ -101,7 +101,7 @@ impl Lineage {
                 key: key.key,
                 generation,
                 operator: stage.operator_type.name.to_owned(),
-                name: Name { pipeline: plan.pipeline.clone(), stage: stage.name.clone(), run: None },
+                name: Name { pipeline: plan.pipeline.clone(), stage: stage.name.clone(), run: filled_by },
                 preimage: key.preimage,
                 manifest,
                 schemas: stage.outputs.iter().map(|output| (output.name.clone(), output.schema.clone())).collect(),

@@ -6,7 +6,10 @@ mod footer;
 #[cfg(test)]
 mod fuzz;
 mod gate;
+mod history;
+mod journal;
 mod node;
+mod openlineage;
 mod reason;
 mod rehearse;
 mod resolve;
@@ -26,6 +29,7 @@ pub use self::{
         Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, Spent, StreamContext, Task, TaskContext,
     },
     footer::source_columns,
+    history::{Ending, RunRecord, Runs, StageChange, StageRecord, StageState, Took, compare_runs},
     reason::{Difference, FileChange, Reason, Subject},
     rehearse::rehearse,
     resolve::{LastTime, Resolver, StageKey, Status, why},

@@ -75,6 +75,11 @@ pub enum Subject {
     Columns,
     /// The names of the stages that it gathers.
     Names,
+    /// Fewer outputs arrive at a port.
+    Inputs {
+        /// The port.
+        port: String,
+    },
     /// The seed.
     Seed,
     /// Its `refresh`.
@@ -200,6 +205,7 @@ impl fmt::Display for Subject {
             Self::Model { field, part } => write!(f, "`{part}` of the model that `{field}` names"),
             Self::Columns => f.write_str("columns"),
             Self::Names => f.write_str("names of inputs"),
+            Self::Inputs { port } => write!(f, "number of inputs at `{port}`"),
             Self::Seed => f.write_str("`seed`"),
             Self::Refresh => f.write_str("`refresh`"),
             Self::Engine => f.write_str("version of the query engine"),

@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use uuid::Uuid;
+
 use super::{
     context::{Counters, Environment},
     resolve::{Resolver, Status},
@@ -41,7 +43,8 @@ pub async fn rehearse(plan: &Plan, environment: &Arc<Environment>, index: StageI
                     counters: counters.clone(),
                     rehearsal: true,
                     round_trip: false,
-                    run: "",
+                    run: Uuid::nil(),
+                    attempt: Uuid::nil(),
                 };
                 return run.fill().await.map(|_| counters);
             }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     failure::Failure,
     key,
-    operator::{Lowering, REJECTS_OUTPUT, Resource},
+    operator::{Lowering, REJECTS_OUTPUT, Registry, Resource},
     plan::{Plan, Stage, StageIndex},
     store::{Action, Committed, FORMAT, Manifest},
 };
@@ -49,6 +49,8 @@ pub enum Status {
         generation: u64,
         /// The artifact.
         manifest: Arc<Manifest>,
+        /// The run that made it.
+        filled_by: Option<String>,
     },
     /// The stage has to run.
     Run {
@@ -170,6 +172,7 @@ impl<'a> Resolver<'a> {
             }
             Some(Committed { generation, action, is_damaged }) => {
                 let last = action.as_ref().and_then(LastTime::of);
+                let filled_by = action.as_ref().and_then(|action| Some(action.filled_by["run"].as_str()?.to_owned()));
                 let manifest = match &action {
                     Some(action) => store.manifest(&action.manifest).await?,
                     None => None,
@@ -183,7 +186,7 @@ impl<'a> Resolver<'a> {
                 match (missing, manifest) {
                     (None, Some(_)) if rejects > 0 => (generation + 1, vec![Reason::RetryRejects { rows: rejects }], last),
                     (None, Some(manifest)) if !self.forced.contains(&index) => {
-                        return Ok(Status::Hit { key, generation, manifest: Arc::new(manifest) });
+                        return Ok(Status::Hit { key, generation, manifest: Arc::new(manifest), filled_by });
                     }
                     (None, _) => (generation + 1, vec![Reason::Forced], last),
                     (Some(what), _) => (generation + 1, vec![Reason::Missing { what }], last),
@@ -219,45 +222,74 @@ impl<'a> Resolver<'a> {
         let Some(before) = previous.keys.get(name) else { return Ok((vec![Reason::FirstRun], None)) };
         let action = self.environment.store.latest_action(before).await?.and_then(|committed| committed.action);
         let Some(action) = action else { return Ok((vec![Reason::NotOnStore], None)) };
-        let (preimage, last) = (&action.preimage, LastTime::of(&action));
-        let mut differences = Vec::new();
-        for member in MEMBERS {
-            let subject = |path: &[&str]| self.subject(member, path, &preimage[member]);
-            differ(&preimage[member], &key.preimage[member], &subject, &mut differences);
-        }
-        source_changes(&preimage["source"], &key.preimage["source"], &mut differences);
-        let (old, new) = (&preimage["inputs"], &key.preimage["inputs"]);
-        for ((port, position), (above, output)) in self.plan.reads(index) {
-            if old[port][position] != new[port][position] {
+        let last = LastTime::of(&action);
+        let arrivals: Vec<Arrival> = self
+            .plan
+            .reads(index)
+            .into_iter()
+            .map(|((port, position), (above, output))| {
                 let stage = self.plan.stage(above).name.clone();
-                differences.push(Difference::of(Subject::Input { port: port.into(), stage, output: output.into() }));
-            }
-        }
-        if differences.is_empty() {
+                Arrival { port: port.to_owned(), position, stage, output: output.to_owned() }
+            })
+            .collect();
+        let found = differences(&action.preimage, &key.preimage, &self.environment.registry, &arrivals);
+        if found.is_empty() {
             return Ok((vec![Reason::NotOnStore], last));
         }
-        Ok((differences.into_iter().map(Reason::Changed).collect(), last))
+        Ok((found.into_iter().map(Reason::Changed).collect(), last))
     }
+}
 
-    /// What a member of a preimage is about, at a path within it.
-    fn subject(&self, member: &str, path: &[&str], old: &Value) -> Subject {
-        let (first, rest) = path.split_first().map_or(("", String::new()), |(first, rest)| (*first, rest.join(".")));
-        match member {
-            "operator" => {
-                let name = old.as_str().unwrap_or_default();
-                Subject::Operator { is_known: self.environment.registry.operator(name).is_some() }
-            }
-            "version" => Subject::Version,
-            "columns" => Subject::Columns,
-            "files" => Subject::File { field: first.to_owned() },
-            "models" => Subject::Model { field: first.to_owned(), part: rest },
-            "names" => Subject::Names,
-            "seed" => Subject::Seed,
-            "refresh" => Subject::Refresh,
-            "engine" => Subject::Engine,
-            "format" => Subject::Format,
-            _ => Subject::Field { field: path.join(".") },
+/// An output that arrives at a port of a stage.
+#[derive(Debug, Clone)]
+pub(super) struct Arrival {
+    pub(super) port: String,
+    /// The place in the port's list.
+    pub(super) position: usize,
+    pub(super) stage: String,
+    pub(super) output: String,
+}
+
+/// What differs between two preimages of a stage's keys, the first difference first. `arrivals` is what the second one reads.
+pub(super) fn differences(old: &Value, new: &Value, registry: &Registry, arrivals: &[Arrival]) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    for member in MEMBERS {
+        let subject = |path: &[&str]| subject(registry, member, path, &old[member]);
+        differ(&old[member], &new[member], &subject, &mut differences);
+    }
+    source_changes(&old["source"], &new["source"], &mut differences);
+    for Arrival { port, position, stage, output } in arrivals {
+        if old["inputs"][port.as_str()][position] != new["inputs"][port.as_str()][position] {
+            let (port, stage, output) = (port.clone(), stage.clone(), output.clone());
+            differences.push(Difference::of(Subject::Input { port, stage, output }));
         }
+    }
+    for (port, before) in old["inputs"].as_object().into_iter().flatten() {
+        let count = |inputs: &Value| inputs.as_array().map_or(0, Vec::len);
+        let (before, after) = (count(before), count(&new["inputs"][port.as_str()]));
+        if after < before {
+            let subject = Subject::Inputs { port: port.clone() };
+            differences.push(Difference { subject, old: before.into(), new: after.into() });
+        }
+    }
+    differences
+}
+
+/// What a member of a preimage is about, at a path within it.
+fn subject(registry: &Registry, member: &str, path: &[&str], old: &Value) -> Subject {
+    let (first, rest) = path.split_first().map_or(("", String::new()), |(first, rest)| (*first, rest.join(".")));
+    match member {
+        "operator" => Subject::Operator { is_known: registry.operator(old.as_str().unwrap_or_default()).is_some() },
+        "version" => Subject::Version,
+        "columns" => Subject::Columns,
+        "files" => Subject::File { field: first.to_owned() },
+        "models" => Subject::Model { field: first.to_owned(), part: rest },
+        "names" => Subject::Names,
+        "seed" => Subject::Seed,
+        "refresh" => Subject::Refresh,
+        "engine" => Subject::Engine,
+        "format" => Subject::Format,
+        _ => Subject::Field { field: path.join(".") },
     }
 }
 
@@ -338,6 +370,8 @@ pub(crate) struct LastRun {
     pub(crate) keys: BTreeMap<String, String>,
     /// The pipeline file, on the machine that it ran on.
     pub(crate) file: Option<PathBuf>,
+    /// Whether a stage failed, or somebody stopped it.
+    pub(crate) ended_early: bool,
 }
 
 /// The pipeline's last run that has a record.
@@ -345,7 +379,9 @@ pub(crate) async fn last_run(environment: &Environment, pipeline: &str) -> Resul
     let store = &environment.store;
     let found = store.list(&Path::from_iter(["runs", pipeline])).await?;
     // By the store's clock: those of machines may be hours apart.
-    let mut runs: Vec<_> = found.into_iter().map(|meta| (meta.last_modified, meta.location)).collect();
+    let is_record = |path: &Path| path.as_ref().ends_with(".json");
+    let found = found.into_iter().filter(|meta| is_record(&meta.location));
+    let mut runs: Vec<_> = found.map(|meta| (meta.last_modified, meta.location)).collect();
     runs.sort();
     // One that can't be read says nothing: the one before it is the last that does.
     while let Some((_, run)) = runs.pop() {
@@ -354,7 +390,9 @@ pub(crate) async fn last_run(environment: &Environment, pipeline: &str) -> Resul
         if let Some(stages) = record["stages"].as_object() {
             let key = |(name, stage): (&String, &Value)| Some((name.clone(), stage["key"].as_str()?.to_owned()));
             let file = record["file"].as_str().map(PathBuf::from);
-            return Ok(LastRun { keys: stages.iter().filter_map(key).collect(), file });
+            let has_failed = record["failures"].as_object().is_some_and(|failures| !failures.is_empty());
+            let ended_early = has_failed || record["result"] == "interrupted";
+            return Ok(LastRun { keys: stages.iter().filter_map(key).collect(), file, ended_early });
         }
     }
     Ok(LastRun::default())

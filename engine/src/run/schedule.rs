@@ -1,7 +1,7 @@
 //! Driving a plan: every stage that is ready runs; one that fails stops only what needs it.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
     path::{Path as FilePath, PathBuf},
     sync::{
@@ -14,14 +14,17 @@ use std::{
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use object_store::path::Path;
 use serde::Serialize;
-use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{
     context::{Counters, Environment},
     gate,
+    history::Took,
+    journal::{End, Journal, took},
     node::panicked,
+    openlineage,
     reason::Reason,
-    resolve::{LastRun, Resolver, StageKey, Status, last_run},
+    resolve::{Resolver, StageKey, Status, last_run},
     stage::{StageRun, main_rows},
 };
 use crate::{
@@ -44,6 +47,8 @@ pub struct RunOptions {
     pub by_document: bool,
     /// Whether every stage plan is encoded and decoded before it runs, as for an executor.
     pub round_trip: bool,
+    /// What the pipeline file said when it was read; its digest stands in the run's record.
+    pub written: Option<Arc<str>>,
 }
 
 /// What happens during a run.
@@ -127,6 +132,13 @@ pub struct StageReport {
     pub partitions: u64,
 }
 
+impl StageReport {
+    fn took(&self) -> Took {
+        let Self { seconds, calls, memo_hits, input_tokens, output_tokens, usd, .. } = *self;
+        Took { seconds, calls, memo_hits, input_tokens, output_tokens, usd }
+    }
+}
+
 /// How a run ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -159,6 +171,8 @@ struct Done {
     generation: u64,
     /// What it took, if it ran.
     report: Option<StageReport>,
+    /// The run that made it before, if it didn't.
+    filled_by: Option<String>,
 }
 
 /// A run of a plan.
@@ -166,7 +180,7 @@ pub struct Run<'a> {
     plan: &'a Plan,
     environment: Arc<Environment>,
     options: RunOptions,
-    id: String,
+    journal: Journal,
     counters: HashMap<StageIndex, Arc<Counters>>,
     has_failed: AtomicBool,
     tell: &'a (dyn Fn(Event) + Sync),
@@ -177,15 +191,7 @@ impl<'a> Run<'a> {
     pub fn new(plan: &'a Plan, environment: Arc<Environment>, options: RunOptions, tell: &'a (dyn Fn(Event) + Sync)) -> Self {
         let counters = || if options.by_document { Counters::by_document() } else { Counters::default() };
         let counters = plan.stages().map(|(index, _)| (index, Arc::new(counters()))).collect();
-        Self {
-            plan,
-            environment,
-            options,
-            id: uuid::Uuid::now_v7().to_string(),
-            counters,
-            has_failed: AtomicBool::new(false),
-            tell,
-        }
+        Self { plan, environment, options, journal: Journal::new(), counters, has_failed: AtomicBool::new(false), tell }
     }
 
     /// The live counters of a stage.
@@ -193,12 +199,12 @@ impl<'a> Run<'a> {
         self.counters.get(&index).cloned().unwrap_or_default()
     }
 
-    /// Runs what is needed. Dropping the future stops the run: what was committed stays, answers that were paid for stay.
+    /// Runs what is needed. Dropping the future stops the run: what was committed stays, answers that were paid for stay, and
+    /// [`Self::interrupted`] writes down how far it came.
     ///
     /// # Errors
     /// When the store fails in a way that no stage can be blamed for. A stage's failure is part of the outcome.
     pub async fn execute(&self) -> Result<Outcome, Failure> {
-        let started = chrono::Utc::now();
         let wanted: HashSet<StageIndex> = match self.options.until.as_slice() {
             [] => self.plan.stages().map(|(index, _)| index).collect(),
             until => until.iter().flat_map(|index| self.plan.needed_by(*index)).collect(),
@@ -207,13 +213,13 @@ impl<'a> Run<'a> {
         if let Some(file) = last.file.as_deref().filter(|file| self.is_another(file)) {
             (self.tell)(Event::Namesake { file: file.to_owned() });
         }
+        self.journal.open(last);
         let resolver = Resolver::new(self.plan, &self.environment, self.options.force.clone()).verifying(self.options.verify);
         let device = tokio::sync::Semaphore::new(1);
         let mut waiting: Vec<StageIndex> =
             self.plan.stages().map(|(index, _)| index).filter(|index| wanted.contains(index)).collect();
         let mut outcome = Outcome { artifacts: HashMap::new(), executed: 0, cached: 0, skipped: 0, failures: Vec::new() };
         let mut lost: HashSet<StageIndex> = HashSet::new();
-        let mut keys: BTreeMap<String, Value> = BTreeMap::new();
         let mut filled: HashMap<StageIndex, Filled> = HashMap::new();
         let mut given: HashMap<StageIndex, HashMap<StageIndex, Arc<Manifest>>> = HashMap::new();
         let mut mended = 0;
@@ -222,10 +228,12 @@ impl<'a> Run<'a> {
             if self.plan.reads(*index).is_empty()
                 && let Err(failure) = resolver.key(*index, &HashMap::new()).await
             {
+                self.journal.ended(*index, End::Failed(failure.clone(), None), Took::default());
                 self.fail(*index, failure, &mut outcome, &mut lost);
             }
         }
         if !outcome.failures.is_empty() {
+            self.write_down(false).await?;
             return Ok(outcome);
         }
         let mut running = FuturesUnordered::new();
@@ -242,6 +250,7 @@ impl<'a> Run<'a> {
                         .collect();
                     because.sort();
                     because.dedup();
+                    self.journal.skipped(stage);
                     (self.tell)(Event::Skipped { stage: self.plan.stage(stage).name.clone(), because });
                     lost.insert(stage);
                     outcome.skipped += 1;
@@ -257,25 +266,26 @@ impl<'a> Run<'a> {
             }
             let Some((stage, result)) = running.next().await else { break };
             match result {
-                Ok(Done { manifest, key, generation, report }) => {
-                    filled.insert(stage, Filled { key: key.key.clone(), generation, executed: report.is_some() });
-                    let digests: BTreeMap<&String, &String> =
-                        manifest.outputs.iter().map(|(name, table)| (name, &table.digest)).collect();
-                    keys.insert(
-                        self.plan.stage(stage).name.clone(),
-                        json!({ "key": key.key, "executed": report.is_some(), "digests": digests }),
-                    );
+                Ok(Done { manifest, key, generation, report, filled_by }) => {
+                    filled.insert(stage, Filled { key: key.key, generation, executed: report.is_some() });
                     if let Err(failure) = gate::check(&self.environment, self.plan.stage(stage), &manifest).await {
+                        self.journal.ended(
+                            stage,
+                            End::Failed(failure.clone(), Some(manifest)),
+                            report.as_ref().map_or_else(Took::default, StageReport::took),
+                        );
                         self.fail(stage, failure, &mut outcome, &mut lost);
                         continue;
                     }
                     match report {
                         Some(report) => {
                             outcome.executed += 1;
+                            self.journal.ended(stage, End::Ran(manifest.clone()), report.took());
                             (self.tell)(Event::Finished(report));
                         }
                         None => {
                             outcome.cached += 1;
+                            self.journal.ended(stage, End::Cached { manifest: manifest.clone(), filled_by }, Took::default());
                             let (stage, rows) = (self.plan.stage(stage), main_rows(self.plan.stage(stage), &manifest));
                             (self.tell)(Event::Cached { stage: stage.name.clone(), rows });
                         }
@@ -283,6 +293,7 @@ impl<'a> Run<'a> {
                     outcome.artifacts.insert(stage, manifest);
                 }
                 Err(failure) => {
+                    self.journal.ended(stage, End::Failed(failure.clone(), None), self.took(stage));
                     let object = failure.damaged.as_deref();
                     let holds = |artifact: &Manifest| artifact.files().any(|(path, _)| Some(path) == object);
                     let above = given[&stage].iter().find(|(_, artifact)| holds(artifact));
@@ -301,8 +312,16 @@ impl<'a> Run<'a> {
             }
         }
         drop(running);
-        self.record(started, keys, &outcome, last).await?;
+        self.write_down(false).await?;
         Ok(outcome)
+    }
+
+    /// Writes down how far a run came whose [`Self::execute`] was dropped. After one that ended it does nothing.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn interrupted(&self) -> Result<(), Failure> {
+        self.write_down(true).await
     }
 
     /// Takes back a stage's artifact, of which `object` doesn't hold what was written there.
@@ -329,7 +348,8 @@ impl<'a> Run<'a> {
         resolver: &Resolver<'_>,
         device: &tokio::sync::Semaphore,
     ) -> (StageIndex, Result<Done, Failure>) {
-        let result = AssertUnwindSafe(self.stage_result(index, upstream, resolver, device)).catch_unwind().await;
+        let attempt = self.journal.began(index, upstream.clone());
+        let result = AssertUnwindSafe(self.stage_result(index, attempt, upstream, resolver, device)).catch_unwind().await;
         let name = self.plan.stage(index).operator_type.name;
         (index, result.unwrap_or_else(|panic| Err(panicked(name, panic.as_ref()))))
     }
@@ -337,6 +357,7 @@ impl<'a> Run<'a> {
     async fn stage_result(
         &self,
         index: StageIndex,
+        attempt: Uuid,
         upstream: HashMap<StageIndex, Arc<Manifest>>,
         resolver: &Resolver<'_>,
         device: &tokio::sync::Semaphore,
@@ -344,6 +365,9 @@ impl<'a> Run<'a> {
         let stage = self.plan.stage(index);
         let mut status = resolver.status(index, &upstream).await?;
         let mut _device = None;
+        if let Status::Run { .. } = &status {
+            self.environment.store.demand_conditions().await?;
+        }
         if let Status::Run { key, .. } = &status
             && stage.operator.resource() != Resource::None
         {
@@ -355,13 +379,15 @@ impl<'a> Run<'a> {
             status = resolver.status(index, &upstream).await?;
         }
         let (key, generation, reasons) = match status {
-            Status::Hit { key, generation, manifest } => {
+            Status::Hit { key, generation, manifest, filled_by } => {
                 self.environment.release(&key.key).await;
-                return Ok(Done { manifest, key, generation, report: None });
+                self.journal.keyed(index, &key, generation);
+                return Ok(Done { manifest, key, generation, report: None, filled_by });
             }
             Status::Run { key, generation, reasons, .. } => (key, generation, reasons),
             Status::Unknown { after } => return Err(Failure::bug(format!("stages {after:?} were to run first"))),
         };
+        self.journal.keyed(index, &key, generation);
         (self.tell)(Event::Started { stage: stage.name.clone(), reasons: reasons.iter().map(Reason::to_string).collect() });
         let began = Instant::now();
         let counters = self.counters(index);
@@ -375,25 +401,31 @@ impl<'a> Run<'a> {
             counters: counters.clone(),
             rehearsal: false,
             round_trip: self.options.round_trip,
-            run: &self.id,
+            run: self.journal.run,
+            attempt,
         };
         let manifest = run.execute().await?;
         self.environment.release(&key.key).await;
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let price = self.plan.price(index, &self.environment.registry);
+        let Took { seconds, calls, memo_hits, input_tokens, output_tokens, usd } =
+            Took { seconds: began.elapsed().as_secs_f64(), ..self.took(index) };
         let report = StageReport {
             stage: stage.name.clone(),
             rows: main_rows(stage, &manifest),
             rejects: manifest.outputs.get(crate::operator::REJECTS_OUTPUT).map_or(0, |table| table.rows),
-            seconds: began.elapsed().as_secs_f64(),
-            calls: load(&counters.calls),
-            memo_hits: load(&counters.memo_hits),
-            input_tokens: load(&counters.input_tokens),
-            output_tokens: load(&counters.output_tokens),
-            usd: price.map(|price| price.of(load(&counters.input_tokens), load(&counters.output_tokens))),
-            partitions: load(&counters.partitions),
+            seconds,
+            calls,
+            memo_hits,
+            input_tokens,
+            output_tokens,
+            usd,
+            partitions: counters.partitions.load(Ordering::Relaxed),
         };
-        Ok(Done { manifest: Arc::new(manifest), key, generation, report: Some(report) })
+        Ok(Done { manifest: Arc::new(manifest), key, generation, report: Some(report), filled_by: None })
+    }
+
+    /// What a stage took so far, but for the time.
+    fn took(&self, index: StageIndex) -> Took {
+        took(&self.counters(index), self.plan.price(index, &self.environment.registry), 0.0)
     }
 
     /// Waits until no other run is at work on a stage. If this stage fails, the run keeps the lease to its end: until then answers
@@ -425,31 +457,18 @@ impl<'a> Run<'a> {
         is_other && std::fs::read(file).ok() != std::fs::read(own).ok()
     }
 
-    /// Writes the run's record, unless nothing happened that the last one doesn't say.
-    async fn record(
-        &self,
-        started: chrono::DateTime<chrono::Utc>,
-        mut stages: BTreeMap<String, Value>,
-        outcome: &Outcome,
-        last: LastRun,
-    ) -> Result<(), Failure> {
-        let known = |(name, stage): (&String, &Value)| last.keys.get(name).is_some_and(|key| stage["key"] == key.as_str());
-        if outcome.executed == 0 && outcome.failures.is_empty() && stages.iter().all(known) {
-            return Ok(());
+    /// Writes the run's record, unless it would say nothing new, and its OpenLineage events. Once.
+    async fn write_down(&self, interrupted: bool) -> Result<(), Failure> {
+        let Some(closed) = self.journal.close(interrupted, |stage| self.took(stage)) else { return Ok(()) };
+        let (plan, environment) = (self.plan, &self.environment);
+        let digest = self.options.written.as_ref().map(|text| blake3::hash(text.as_bytes()).to_hex().to_string());
+        if let Some(record) = closed.record(plan, environment, digest.as_deref()) {
+            let content = serde_json::to_vec(&record).map_err(|error| Failure::bug(error.to_string()))?;
+            let path = Path::from_iter(["runs", &plan.pipeline, &format!("{}.json", closed.run)]);
+            environment.store.write(&path, content.into()).await?;
         }
-        // A stage that this run didn't get to is still compared with what it was when one last did.
-        for (name, key) in last.keys {
-            if self.plan.find(&name).is_some() {
-                stages.entry(name).or_insert_with(|| json!({ "key": key, "executed": false }));
-            }
-        }
-        let failures: BTreeMap<&str, &Failure> =
-            outcome.failures.iter().map(|(index, failure)| (self.plan.stage(*index).name.as_str(), failure)).collect();
-        let record = json!({
-            "run": self.id, "pipeline": self.plan.pipeline, "file": self.environment.file, "started": started, "finished": chrono::Utc::now(),
-            "stages": stages, "failures": failures,
-        });
-        let path = Path::from_iter(["runs", &self.plan.pipeline, &format!("{}.json", self.id)]);
-        self.environment.store.write(&path, record.to_string().into()).await
+        let events = openlineage::events(plan, environment, &closed, digest.as_deref()).await?;
+        let path = Path::from_iter(["lineage", &plan.pipeline, &format!("{}.ndjson", closed.run)]);
+        environment.store.write(&path, events.into()).await
     }
 }

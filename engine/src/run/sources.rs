@@ -312,6 +312,24 @@ fn fixed_part(path: &str) -> (&str, &str) {
     path.split_at(wild)
 }
 
+/// Those of a source's listed files that are under `written`, one of its paths.
+pub(super) fn under<'a>(files: &'a [SourceFile], written: &str, folder: &FilePath) -> Vec<&'a SourceFile> {
+    let (fixed, wild) = fixed_part(written);
+    let root = if written.contains("://") {
+        fixed.to_owned()
+    } else {
+        let root = folder.join(fixed);
+        let root = std::path::absolute(&root).unwrap_or(root).to_string_lossy().into_owned();
+        format!("{}/", root.trim_end_matches('/'))
+    };
+    let glob = if is_exact(wild) { None } else { matcher(wild).ok() };
+    let is_under = |file: &&SourceFile| {
+        let is_there = file.url.strip_prefix(&root) == Some(&file.path);
+        is_there && glob.as_ref().map_or(file.path == wild, |glob| glob.is_match(&file.path))
+    };
+    files.iter().filter(is_under).collect()
+}
+
 /// Whether the part of a path behind [`fixed_part`] is a file's name and no glob.
 fn is_exact(wild: &str) -> bool {
     !wild.contains(['*', '?', '[', '{', '\\'])

@@ -13,6 +13,7 @@ use datafusion::{
 };
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{
     codec,
@@ -47,7 +48,9 @@ pub(crate) struct StageRun<'a> {
     pub rehearsal: bool,
     /// Whether plans are encoded and decoded before they run.
     pub round_trip: bool,
-    pub run: &'a str,
+    pub run: Uuid,
+    /// The id of this try.
+    pub attempt: Uuid,
 }
 
 impl StageRun<'_> {
@@ -68,7 +71,7 @@ impl StageRun<'_> {
             preimage: self.key.preimage.clone(),
             filled_by: json!({
                 "pipeline": self.plan.pipeline, "stage": stage.name, "run": self.run,
-                "attempt": uuid::Uuid::now_v7(), "device": device,
+                "attempt": self.attempt, "device": device,
             }),
             usage: json!({
                 "seconds": started.elapsed().as_secs_f64(), "calls": load(&counters.calls), "memo_hits": load(&counters.memo_hits),

@@ -30,7 +30,7 @@ pub struct Collected {
     pub artifacts: usize,
     /// Records of runs that aren't kept.
     pub runs: usize,
-    /// Files whose artifacts are gone, and those that killed runs left behind.
+    /// Files whose artifacts are gone, those that killed runs left behind, and events of runs that aren't kept.
     pub files: usize,
     /// Their bytes.
     pub bytes: u64,
@@ -78,9 +78,12 @@ impl Store {
         let is_old = |meta: &ObjectMeta| listing.now.signed_duration_since(meta.last_modified) >= grace;
         let mut collected = Collected::default();
 
-        let (kept_keys, old_runs) = self.runs(keep.runs).await?;
-        let old_runs: Vec<Path> = old_runs.into_iter().filter(is_old).map(|meta| meta.location).collect();
+        let (kept_keys, mut kept_runs, old_runs) = self.runs(keep.runs).await?;
+        let (old_runs, young_runs): (Vec<ObjectMeta>, Vec<ObjectMeta>) = old_runs.into_iter().partition(is_old);
+        kept_runs.extend(young_runs);
+        let old_runs: Vec<Path> = old_runs.into_iter().map(|meta| meta.location).collect();
         collected.runs = old_runs.len();
+        let events = self.old_events(&kept_runs, &old_runs, is_old).await?;
         // Who lives writes them anew all the time.
         let is_expired = |meta: &ObjectMeta| is_old(meta) && age(listing.now, meta) >= lease::EXPIRY;
         let leases = self.list(&Path::from("leases")).await?.into_iter().filter(is_expired).map(|meta| meta.location).collect();
@@ -138,8 +141,8 @@ impl Store {
             is_old(meta) && !kept_manifests.contains(path) && !held.contains(&path)
         };
         let manifests: Vec<&ObjectMeta> = listing.manifests.iter().filter(unused).collect();
-        collected.files = records.len() + files.len() + manifests.len();
-        collected.bytes = records.iter().chain(&files).chain(&manifests).map(|meta| meta.size).sum();
+        collected.files = records.len() + files.len() + manifests.len() + events.len();
+        collected.bytes = records.iter().chain(&files).chain(&manifests).copied().chain(&events).map(|meta| meta.size).sum();
         if dry_run {
             return Ok(collected);
         }
@@ -148,6 +151,7 @@ impl Store {
         let content = serde_json::to_vec(&retired).map_err(|error| Failure::bug(error.to_string()))?;
         self.write(&Path::from(RETIRED), content.into()).await?;
         let paths = |metas: &[&ObjectMeta]| metas.iter().map(|meta| meta.location.clone()).collect::<Vec<_>>();
+        self.delete(events.into_iter().map(|meta| meta.location).collect()).await?;
         self.delete(old_runs).await?;
         self.delete(leases).await?;
         self.delete(retiring.iter().map(|action| action.meta.location.clone()).collect()).await?;
@@ -193,14 +197,15 @@ impl Store {
         Ok(Listing { now, actions, manifests, parts })
     }
 
-    /// The stage keys of the last runs of each pipeline, and the records of all other runs.
-    async fn runs(&self, keep: usize) -> Result<(BTreeSet<String>, Vec<ObjectMeta>), Failure> {
+    /// The stage keys of the last runs of each pipeline, their records, and those of all other runs.
+    async fn runs(&self, keep: usize) -> Result<(BTreeSet<String>, Vec<ObjectMeta>, Vec<ObjectMeta>), Failure> {
         let mut pipelines: BTreeMap<String, Vec<ObjectMeta>> = BTreeMap::new();
-        for meta in self.list(&Path::from("runs")).await? {
+        let found = self.list(&Path::from("runs")).await?;
+        for meta in found.into_iter().filter(|meta| meta.location.as_ref().ends_with(".json")) {
             let pipeline = folder(meta.location.as_ref()).to_owned();
             pipelines.entry(pipeline).or_default().push(meta);
         }
-        let (mut keys, mut old) = (BTreeSet::new(), Vec::new());
+        let (mut keys, mut kept, mut old) = (BTreeSet::new(), Vec::new(), Vec::new());
         for mut runs in pipelines.into_values() {
             runs.sort_by(|a, b| (b.last_modified, &b.location).cmp(&(a.last_modified, &a.location)));
             old.extend(runs.split_off(keep.min(runs.len())));
@@ -213,9 +218,10 @@ impl Store {
                         .flat_map(|stages| stages.values())
                         .filter_map(|stage| stage["key"].as_str().map(str::to_owned)),
                 );
+                kept.push(run);
             }
         }
-        Ok((keys, old))
+        Ok((keys, kept, old))
     }
 
     async fn retired(&self) -> Result<Retired, Failure> {

@@ -157,6 +157,7 @@ fn step(location: &Path) -> &'static str {
         Some("actions") if location.as_ref().ends_with(".damaged") => "damage",
         Some("actions") => "action",
         Some("runs") => "run",
+        Some("lineage") => "lineage",
         Some("memo") => "memo",
         Some("budget") => "budget",
         Some("leases") => "lease",

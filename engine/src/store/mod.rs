@@ -5,6 +5,7 @@ mod cache;
 mod collect;
 mod discard;
 mod durable;
+mod events;
 mod faults;
 #[cfg(test)]
 mod fuzz;
@@ -27,6 +28,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::{
     Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, memory::InMemory, path::Path, prefix::PrefixStore,
 };
+use tokio::sync::OnceCell;
 
 pub use self::{
     bucket::Buckets,
@@ -55,6 +57,8 @@ pub struct Store {
     is_there: bool,
     /// Parts that were found not to hold what was written.
     damaged: Damaged,
+    /// Filled when its server was found to honour conditions.
+    has_conditions: Arc<OnceCell<()>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -68,32 +72,45 @@ impl Store {
     /// folder, and the file that says that this is a store.
     ///
     /// # Errors
-    /// When the place can't be used as a store: it is a file, can't be written, was written in a newer format, or its server
-    /// doesn't refuse to put an object that is there already.
+    /// When the place can't be used as a store: it is a file, can't be written, was written in a newer format, or is new and its
+    /// server doesn't refuse to put an object that is there already.
     pub async fn open(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
         if !location.contains("://") {
             make_folder(location)?;
         }
         let store = Self::at(location, buckets)?;
         let format = Path::from("format.json");
-        let ours = Bytes::from(serde_json::json!({ "format": FORMAT }).to_string());
-        let found = match store.read(&format).await? {
-            None => store.create(&format, ours.clone()).await?,
-            found => found,
-        };
-        if let Some(found) = found {
-            store.check_format(&found)?;
-        }
-        // A server that ignores the condition writes the same bytes again, and is found out.
-        if store.local.is_none() && !store.refuses(&format, ours).await? {
-            return Err(Failure::external(format!(
-                "the server of the store `{}` overwrites objects that it was asked to leave alone: two runs at once would overwrite \
-                 each other's work",
-                store.location
-            ))
-            .hint(refusal::NO_CONDITIONAL_PUT));
+        match store.read(&format).await? {
+            Some(found) => store.check_format(&found)?,
+            None => {
+                if let Some(found) = store.create(&format, format_record()).await? {
+                    store.check_format(&found)?;
+                }
+                store.demand_conditions().await?;
+            }
         }
         Ok(Self { is_there: true, ..store })
+    }
+
+    /// Sees to it, once, that the store's server refuses to put an object that is there already. Whoever commits needs that; a
+    /// run that finds everything cached has no use for it.
+    ///
+    /// # Errors
+    /// When it doesn't refuse, or can't be asked.
+    pub(crate) async fn demand_conditions(&self) -> Result<(), Failure> {
+        let demand = || async {
+            // A server that ignores the condition writes the same bytes again, and is found out.
+            if self.local.is_some() || self.refuses(&Path::from("format.json"), format_record()).await? {
+                return Ok(());
+            }
+            Err(Failure::external(format!(
+                "the server of the store `{}` overwrites objects that it was asked to leave alone: two runs at once would overwrite \
+                 each other's work",
+                self.location
+            ))
+            .hint(refusal::NO_CONDITIONAL_PUT))
+        };
+        self.has_conditions.get_or_try_init(demand).await.map(|_| ())
     }
 
     /// Opens the store at `location` for looking at it: nothing is written, and nothing need be there. What isn't there is
@@ -110,6 +127,7 @@ impl Store {
                 local: None,
                 is_there: false,
                 damaged: Damaged::default(),
+                has_conditions: Arc::default(),
             });
         }
         let store = Self::at(location, buckets)?;
@@ -139,7 +157,14 @@ impl Store {
         let damaged = Damaged::default();
         let objects = faults::Faulty::wrap(Arc::new(durable::Durable::new(root.clone())?), Some(root.clone()))?;
         let objects = Arc::new(whole::Whole::new(objects, damaged.clone()));
-        Ok(Self { objects, location: location.to_owned(), local: Some(root), is_there: true, damaged })
+        Ok(Self {
+            objects,
+            location: location.to_owned(),
+            local: Some(root),
+            is_there: true,
+            damaged,
+            has_conditions: Arc::default(),
+        })
     }
 
     fn bucket(location: &str, buckets: &Buckets) -> Result<Self, Failure> {
@@ -150,7 +175,7 @@ impl Store {
             if prefix.is_empty() { objects } else { Arc::new(PrefixStore::new(objects, key_path(prefix)?)) };
         let damaged = Damaged::default();
         let objects = Arc::new(whole::Whole::new(faults::Faulty::wrap(objects, None)?, damaged.clone()));
-        Ok(Self { objects, location: location.to_owned(), local: None, is_there: true, damaged })
+        Ok(Self { objects, location: location.to_owned(), local: None, is_there: true, damaged, has_conditions: Arc::default() })
     }
 
     fn check_format(&self, found: &[u8]) -> Result<(), Failure> {
@@ -287,6 +312,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// What `format.json` says in a store of this program.
+fn format_record() -> Bytes {
+    serde_json::json!({ "format": FORMAT }).to_string().into()
 }
 
 /// Makes the folder of a local store, durably, and sees whether it can be written.

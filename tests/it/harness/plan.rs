@@ -175,6 +175,7 @@ pub(super) fn step(key: &str) -> &'static str {
         "actions" if key.ends_with(".damaged") => "damage",
         "actions" => "action",
         "runs" => "run",
+        "lineage" => "lineage",
         "memo" => "memo",
         "budget" => "budget",
         "leases" => "lease",

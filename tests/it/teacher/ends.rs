@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{KEY, Reply, Server, error, pair, project, ran, run, said, url};
-use crate::project::Project;
+use crate::{cache::walk, project::Project};
 
 /// Holds answers back until it is opened.
 #[derive(Default)]
@@ -85,6 +85,12 @@ fn an_interrupt_waits_for_calls_on_their_way_and_keeps_their_answers() {
         assert_eq!(child.wait().expect("ends").code(), Some(130));
         let asked = server.requests();
         assert!((8..=12).contains(&asked), "{asked} requests");
+        let events = crate::openlineage::events(&project.path(".ingrain")).remove(0);
+        let of = |kind: &str| events.iter().filter(|event| event["eventType"] == kind).count();
+        assert_eq!((of("ABORT"), of("START")), (2, of("COMPLETE") + 2), "the stage that asked, and the run");
+        let record = walk(&project.path(".ingrain/runs")).remove(0);
+        let record: Value = serde_json::from_slice(&std::fs::read(record).expect("read")).expect("JSON");
+        assert_eq!((&record["result"], &record["stages"]["qa"]["state"]), (&"interrupted".into(), &"interrupted".into()));
         ran(&run(&project, &[], KEY));
         assert_eq!((server.requests(), project.rows("qa", &[]).len()), (60, 60), "nothing is asked twice");
     }
