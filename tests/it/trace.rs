@@ -85,7 +85,7 @@ fn made<'a>(told: &'a [Value], stage: &str, output: &str) -> &'a Value {
     made.unwrap_or_else(|| panic!("nothing made in `{stage}.{output}`"))
 }
 
-fn first<'a>(rows: &'a [Value], mut fits: impl FnMut(&Value) -> bool) -> &'a Value {
+fn first(rows: &[Value], mut fits: impl FnMut(&Value) -> bool) -> &Value {
     rows.iter().find(|row| fits(row)).expect("such a row")
 }
 
@@ -247,7 +247,7 @@ stages:
     let said = mistake(&project, &["documents", text(&passages[0], "row_id")]);
     assert!(said.contains("`passages` has it"), "{said}");
     let said = mistake(&project, &["long", "no such row"]);
-    assert!(said.contains("nothing on the store has it") && said.contains("`ingrain show pipeline.yaml long`"), "{said}");
+    assert!(said.contains("nor anything else on the store") && said.contains("`ingrain show pipeline.yaml long`"), "{said}");
     let said = mistake(&project, &["passages", ""]);
     assert!(said.contains("several rows of `passages` begin with ``") && said.contains("write more of it"), "{said}");
     assert!(mistake(&project, &["nothing", id]).contains("no stage is called `nothing`"));

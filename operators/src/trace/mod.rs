@@ -9,6 +9,7 @@ mod row;
 mod sentence;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeSet, VecDeque},
     sync::Arc,
 };
@@ -32,6 +33,7 @@ pub use self::{
 pub struct Trace {
     lineage: Lineage,
     environment: Arc<Environment>,
+    pipeline: String,
     missing: Vec<String>,
 }
 
@@ -45,7 +47,7 @@ impl Trace {
     /// As [`Lineage::of_plan`].
     pub async fn open(plan: &Plan, environment: &Arc<Environment>) -> Result<Self, Failure> {
         let (lineage, missing) = Lineage::of_plan(plan, environment).await?;
-        Ok(Self { lineage, environment: environment.clone(), missing })
+        Ok(Self { lineage, environment: environment.clone(), pipeline: plan.pipeline.clone(), missing })
     }
 
     /// The stages that have nothing as the pipeline stands now: nothing of them shows in a trace.
@@ -83,11 +85,21 @@ impl Trace {
         if let Some((stage, id)) = self.nearest(at, written).await? {
             return Err(Failure::data(what).hint(format!("`{stage}` has it: `ingrain trace {file} {stage} {id}`")));
         }
+        let what = match at {
+            Some(_) => format!("{what}, nor has any other stage as the pipeline stands now"),
+            None => format!("{what}, and no other stage has row `{written}`"),
+        };
         let all = Lineage::of_store(&self.environment).await?;
-        if let Some((artifact, output)) = first_with(&all, 0..all.artifacts().len(), written).await? {
+        let mut order: Vec<usize> = (0..all.artifacts().len()).collect();
+        // Runs are named by their time: the last one first.
+        order.sort_by_cached_key(|place| {
+            let Name { pipeline, stage: filled, run } = &all.artifacts()[*place].name;
+            (*pipeline != self.pipeline, filled != stage, Reverse(run.clone()), *place)
+        });
+        if let Some((artifact, output)) = first_with(&all, order.into_iter(), written).await? {
             let Name { pipeline, stage, run } = &artifact.name;
             let run = run.as_ref().map(|run| format!(", run `{run}`")).unwrap_or_default();
-            return Err(Failure::data(format!("{what}, nor has any other stage as the pipeline stands now")).hint(format!(
+            return Err(Failure::data(what).hint(format!(
                 "`{}` of pipeline `{pipeline}`{run} made it, from other inputs or settings than now",
                 self::shown(stage, &output)
             )));
@@ -96,7 +108,7 @@ impl Trace {
             Some(_) => format!("`ingrain show {file} {shown}` has rows with their ids"),
             None => format!("run it: `ingrain run {file} --until {stage}`"),
         };
-        Err(Failure::data(format!("{what}, and nothing on the store has it")).hint(help))
+        Err(Failure::data(format!("{what}, nor anything else on the store")).hint(help))
     }
 
     /// The output that has a row, in the stage that is the fewest stages away, and the row's whole id.
