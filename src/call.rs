@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Runs(RunsCall),
     /// Show the rows of a stage
     Show(ShowCall),
+    /// Follow a row back to the documents that it was made of, or forward to everything made of it
+    Trace(TraceCall),
     /// Write a stage's rows to a Parquet or JSON Lines file, or a checkpoint to a folder
     Export(ExportCall),
     /// Remove from the store what no recent run needs
@@ -186,6 +188,49 @@ pub(crate) struct ShowCall {
     #[arg(long = "where", value_name = "PREDICATE")]
     pub(crate) predicate: Option<String>,
     /// Write one JSON object per row
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// The stage, or `stage.output`
+    #[arg(value_name = "STAGE")]
+    pub(crate) output: String,
+    /// The row's id, or the beginning of it
+    pub(crate) row_id: String,
+    /// Follow the row to everything that was made of it
+    #[arg(long)]
+    pub(crate) forward: bool,
+    /// Of the row's text, follow only this sentence, or words of it: what has an answer that stands there
+    #[arg(long, value_name = "TEXT", requires = "forward")]
+    pub(crate) sentence: Option<String>,
+    /// How many rows of each output to show
+    #[arg(long, default_value_t = 5)]
+    pub(crate) limit: usize,
+    /// Write JSON: an object a line, each with a `kind`
+    ///
+    /// The kinds are:
+    ///
+    /// `row`: `stage`, `output`, `operator`, `row_id`, `values` (its other columns). The traced row comes first.
+    ///
+    /// `link`: `row` was made of `of` (each `stage`, `output`, `row_id`), told by `column`: `parent_id` or another column with ids,
+    /// `row_id` where the row was passed on, `contexts` for a passage that a question was asked with.
+    ///
+    /// `loose`: `row` depends on the outputs in `on` and doesn't say on which of their rows: `how` is `ends` where it tells no row at all, `all`, or
+    /// `perhaps` for what a query read beside.
+    ///
+    /// `sentences`: where `answer` stands in the text of `row`: `sentences` of `byte_start`, `byte_end`, `text`.
+    ///
+    /// `known`: `model` answered a question about `doc_id`; after it come each `document` of that id that it was trained on, their
+    /// `sentences`, and what was `made` of them.
+    ///
+    /// `made`: of `stage` and `output`, `rows` of `of` were made of it (null: all of it depends on it), the first of them in `first`.
+    /// A checkpoint has `trained`: `rows`, `held_out`, `first_step`, `last_step`, and `seen`, the first mixture rows with their
+    /// `fate`: `held_out`, or `trained` at places of `epoch`, `step`, `sequence` (in the step), `offset` (in the sequence), `start` (in
+    /// the row) and `tokens`; all but offset and start count from 1.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -12,6 +12,7 @@ mod run;
 mod runs;
 mod sample;
 mod show;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -76,6 +77,7 @@ async fn dispatch(command: Command) -> Result<(), End> {
         Command::Why(call) => plan::why(&call).await,
         Command::Runs(call) => runs::runs(&call).await,
         Command::Show(call) => show::show(call).await,
+        Command::Trace(call) => trace::trace(&call).await,
         Command::Export(call) => export::export(&call).await,
         Command::Gc(call) => gc::gc(&call).await,
         Command::Schema => info::schema(),

@@ -163,6 +163,15 @@ impl Pipeline {
         }
     }
 
+    /// Checks that there is a store to look at.
+    pub(crate) fn store_is_there(&self, environment: &Environment) -> Result<(), Failure> {
+        if environment.store.is_there() {
+            return Ok(());
+        }
+        Err(Failure::data(format!("there is no store at `{}`", environment.store.location()))
+            .hint(format!("`ingrain run {}` makes one; `--store` names another", self.source.name)))
+    }
+
     /// The table of an output, as the pipeline stands now.
     pub(crate) async fn table(
         &self,
@@ -170,10 +179,7 @@ impl Pipeline {
         index: StageIndex,
         output: &Output,
     ) -> Result<Table, Failure> {
-        if !environment.store.is_there() {
-            return Err(Failure::data(format!("there is no store at `{}`", environment.store.location()))
-                .hint(format!("`ingrain run {}` makes one; `--store` names another", self.source.name)));
-        }
+        self.store_is_there(environment)?;
         let statuses = why(&self.plan, environment, &self.plan.needed_by(index), HashSet::new()).await?;
         let status = statuses.into_iter().find(|(found, _)| *found == index).map(|(_, status)| status);
         let Some(Status::Hit { manifest, .. }) = status else {

@@ -34,6 +34,7 @@ pub mod sql;
 pub mod synthesize_qa;
 pub mod teachers;
 pub mod tokenizer;
+pub mod trace;
 pub mod train;
 
 use ingrain_engine::operator::{OperatorType, Registry};

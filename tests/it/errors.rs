@@ -33,5 +33,5 @@ fn what_is_not_built_is_refused_by_name() {
     let output = project.call(&["run", "pipeline.yaml", "--cluster", "df://x:1"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("`--cluster` isn't built yet"));
-    assert_eq!(project.call(&["trace"]).status.code(), Some(2));
+    assert_eq!(project.call(&["report"]).status.code(), Some(2));
 }

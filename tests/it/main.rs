@@ -20,3 +20,4 @@ mod runs;
 mod s3;
 mod s3_server;
 mod teacher;
+mod trace;

@@ -161,7 +161,7 @@ impl Lineage {
         Ok(Self::new(environment, artifacts))
     }
 
-    fn new(environment: &Arc<Environment>, artifacts: Vec<Artifact>) -> Self {
+    pub(super) fn new(environment: &Arc<Environment>, artifacts: Vec<Artifact>) -> Self {
         let mut readers = vec![Vec::new(); artifacts.len()];
         for (place, artifact) in artifacts.iter().enumerate() {
             for edge in &artifact.reads {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use arrow::{
-    array::{Array, AsArray},
+    array::{Array, AsArray, RecordBatch},
     datatypes::{DataType, Schema},
 };
 use futures::TryStreamExt;
@@ -46,9 +46,8 @@ pub(super) async fn rows(
     columns.extend(by.iter().filter(|name| !of.contains(name)));
     let mut sql = format!("select {} from rows", columns.iter().map(quoted).collect::<Vec<_>>().join(", "));
     if let Some(wanted) = wanted.filter(|wanted| wanted.len() <= FEW) {
-        let mut list: Vec<String> = wanted.iter().map(|id| format!("'{}'", id.replace('\'', "''"))).collect();
-        list.sort();
-        let condition = |name: &&str| format!("{} in ({})", quoted(name), list.join(", "));
+        let list = list(wanted);
+        let condition = |name: &&str| format!("{} in ({list})", quoted(name));
         sql.push_str(&format!(" where {}", by.iter().map(condition).collect::<Vec<_>>().join(" or ")));
     }
     let mut batches = look_up(environment, table, &sql).await?;
@@ -76,6 +75,17 @@ pub(super) async fn rows(
     Ok(())
 }
 
+/// Ids as SQL writes them in a list.
+fn list(ids: &Ids) -> String {
+    let mut list: Vec<String> = ids.iter().map(|id| literal(id)).collect();
+    list.sort();
+    list.join(", ")
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 /// Which of `wanted` are row ids of a table.
 pub(super) async fn present(environment: &Environment, table: &Table, wanted: &Ids) -> Result<Ids, Failure> {
     let mut found = Ids::new();
@@ -88,6 +98,32 @@ pub(super) async fn present(environment: &Environment, table: &Table, wanted: &I
     })
     .await?;
     Ok(found)
+}
+
+/// The rows `ids` of a table, with all its columns.
+pub(super) async fn whole(environment: &Environment, table: &Table, ids: &Ids) -> Result<Vec<RecordBatch>, Failure> {
+    if ids.is_empty() || table.rows() == 0 || table.schema().column_with_name("row_id").is_none() {
+        return Ok(Vec::new());
+    }
+    let sql = format!("select * from rows where row_id in ({})", list(ids));
+    Ok(look_up(environment, table, &sql).await?.try_collect().await?)
+}
+
+/// The first `limit` row ids of a table that begin with `prefix`, in their order.
+pub(super) async fn beginning(
+    environment: &Environment,
+    table: &Table,
+    prefix: &str,
+    limit: usize,
+) -> Result<Vec<String>, Failure> {
+    if table.rows() == 0 || table.schema().column_with_name("row_id").is_none() {
+        return Ok(Vec::new());
+    }
+    let prefix = literal(prefix);
+    let sql = format!("select distinct row_id from rows where starts_with(row_id, {prefix}) order by row_id limit {limit}");
+    let batches: Vec<RecordBatch> = look_up(environment, table, &sql).await?.try_collect().await?;
+    let cells = batches.iter().filter_map(|batch| batch.column(0).as_string_opt::<i32>());
+    Ok(cells.flat_map(|cells| cells.iter().flatten().map(str::to_owned)).collect())
 }
 
 /// What the rows `ids` of a table name, by column.

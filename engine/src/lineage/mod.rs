@@ -10,6 +10,8 @@
 
 mod graph;
 mod ids;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 pub use self::{

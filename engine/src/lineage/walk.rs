@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use arrow::array::RecordBatch;
+
 use super::{
     graph::{Edge, Lineage},
-    ids::{Ids, named, naming, present, rows},
+    ids::{Ids, beginning, named, naming, present, rows, whole},
 };
 use crate::{failure::Failure, run::Table};
 
@@ -91,6 +93,28 @@ impl Lineage {
         Ok(found)
     }
 
+    /// The rows `ids` of an output with all their columns: for few rows, in no order.
+    ///
+    /// # Errors
+    /// When the table can't be read.
+    pub async fn read(&self, artifact: usize, output: &str, ids: &Ids) -> Result<Vec<RecordBatch>, Failure> {
+        match self.table(artifact, output) {
+            Some(table) => whole(&self.environment, &table, ids).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The first `limit` row ids of an output that begin with `prefix`, in their order.
+    ///
+    /// # Errors
+    /// When the table can't be read.
+    pub async fn beginning(&self, artifact: usize, output: &str, prefix: &str, limit: usize) -> Result<Vec<String>, Failure> {
+        match self.table(artifact, output) {
+            Some(table) => beginning(&self.environment, &table, prefix, limit).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Everything that was made of some rows, themselves included: by the artifact's place and the output.
     ///
     /// A row is affected if it names an affected row of what its stage read, or is one that passed through. An output of which
@@ -100,6 +124,18 @@ impl Lineage {
     /// # Errors
     /// When a table can't be read.
     pub async fn made_of(&self, start: Vec<(usize, String, Ids)>) -> Result<BTreeMap<(usize, String), Affected>, Failure> {
+        self.made_of_within(start, |_| true).await
+    }
+
+    /// As [`Self::made_of`], in those artifacts only whose places fit.
+    ///
+    /// # Errors
+    /// When a table can't be read.
+    pub async fn made_of_within(
+        &self,
+        start: Vec<(usize, String, Ids)>,
+        fits: impl Fn(usize) -> bool,
+    ) -> Result<BTreeMap<(usize, String), Affected>, Failure> {
         let mut affected: BTreeMap<(usize, String), Affected> = BTreeMap::new();
         let mut open: BTreeSet<usize> = BTreeSet::new();
         for (artifact, output, ids) in start.into_iter().filter(|(_, _, ids)| !ids.is_empty()) {
@@ -110,11 +146,18 @@ impl Lineage {
         }
         // Equal outputs make edges to each of those that gave one, and those may go round in a circle: until nothing is new.
         while let Some(artifact) = open.pop_first() {
+            if !fits(artifact) {
+                continue;
+            }
             for output in self.artifacts()[artifact].manifest.outputs.keys() {
                 let Some(found) = self.affected(artifact, output, &affected).await? else { continue };
                 if add(&mut affected, (artifact, output.clone()), found) {
                     open.extend(self.readers(artifact));
-                    open.insert(artifact);
+                    // Another output may name its rows, and was perhaps looked at before.
+                    let outputs = self.artifacts()[artifact].manifest.outputs.values();
+                    if outputs.filter(|table| table.rows > 0).count() > 1 {
+                        open.insert(artifact);
+                    }
                 }
             }
         }
@@ -149,11 +192,12 @@ impl Lineage {
             })
             .collect();
         let mut found = self.naming_any(&table, &wanted, true).await?;
+        let is_told = above.len() == 1 && !found.is_empty();
         for ids in beside {
             // A removed row names the one that stayed.
             found.extend(self.naming_any(&table, ids, false).await?);
         }
-        for (edge, _) in &above {
+        for (edge, _) in above.iter().filter(|_| !is_told) {
             if !self.names_rows_of(&table, edge).await? {
                 return Ok(Some(Affected::Whole));
             }

@@ -39,8 +39,10 @@ use crate::{
 };
 
 const QUESTIONS: &str = "questions";
-const MODEL: &str = "model";
-const CONTEXTS: &str = "contexts";
+/// The port of the model that is questioned.
+pub(crate) const MODEL: &str = "model";
+/// The port of passages that questions are asked with.
+pub(crate) const CONTEXTS: &str = "contexts";
 const PREDICTIONS: &str = "predictions";
 
 /// Questions that a model is given at a time, between two signs of progress.

@@ -5,7 +5,10 @@ use arrow::{
     datatypes::Int64Type,
 };
 use futures::TryStreamExt;
-use ingrain_engine::{failure::Failure, run::TaskContext};
+use ingrain_engine::{
+    failure::Failure,
+    run::{Table, TaskContext},
+};
 use ingrain_student::{Row, Tokenizer};
 use rayon::prelude::*;
 
@@ -17,6 +20,8 @@ use crate::{teachers::texts, tokenizer::failure};
 pub(super) struct Encoded {
     /// Its place in the order.
     position: i64,
+    /// Its place in the table.
+    pub(super) number: usize,
     /// Where its source row lies in [0, 1): those below the share are held out.
     lot: f64,
     row: Row,
@@ -25,18 +30,42 @@ pub(super) struct Encoded {
 /// Reads the mixture: rows to train on in the order of `position`, and rows held out.
 pub(super) async fn read(context: &TaskContext, tokenizer: &Tokenizer, config: &Train) -> Result<(Vec<Row>, Vec<Row>), Failure> {
     let mixture = context.table(MIXTURE)?;
-    let mut batches = mixture.stream().await?;
-    let mut encoded: Vec<Encoded> = Vec::with_capacity(usize::try_from(mixture.rows()).unwrap_or(0));
-    while let Some(batch) = batches.try_next().await? {
-        let (tokenizer, loss_on) = (tokenizer.clone(), config.loss_on);
-        let rows = tokio::task::spawn_blocking(move || encode(&batch, &tokenizer, loss_on)).await;
-        encoded.extend(rows.map_err(|error| Failure::bug(error.to_string()))??);
-        context.counters.say(format!("{} of {} rows read", grouped(encoded.len() as u64), grouped(mixture.rows())));
-    }
+    let total = grouped(mixture.rows());
+    let say = |_: &RecordBatch, rows: usize| {
+        context.counters.say(format!("{} of {total} rows read", grouped(rows as u64)));
+        Ok(())
+    };
+    let encoded = all(mixture, tokenizer, config.loss_on, say).await?;
     if encoded.is_empty() {
         return Err(Failure::data("the mixture has no rows").hint("see what its sources gave with `show`"));
     }
-    Ok(divide(encoded, config.heldout))
+    let (rest, heldout) = divide(encoded, config.heldout);
+    Ok((tokens(rest), tokens(heldout)))
+}
+
+/// Every row of a mixture as tokens, in the table's order; `each` sees every batch, and how many rows there are with it.
+pub(super) async fn all(
+    mixture: &Table,
+    tokenizer: &Tokenizer,
+    loss_on: LossOn,
+    mut each: impl FnMut(&RecordBatch, usize) -> Result<(), Failure>,
+) -> Result<Vec<Encoded>, Failure> {
+    let mut batches = mixture.stream().await?;
+    let mut encoded: Vec<Encoded> = Vec::with_capacity(usize::try_from(mixture.rows()).unwrap_or(0));
+    while let Some(batch) = batches.try_next().await? {
+        let (tokenizer, of) = (tokenizer.clone(), batch.clone());
+        let rows = tokio::task::spawn_blocking(move || encode(&of, &tokenizer, loss_on)).await;
+        let first = encoded.len();
+        let rows = rows.map_err(|error| Failure::bug(error.to_string()))??;
+        encoded.extend(rows.into_iter().map(|row| Encoded { number: first + row.number, ..row }));
+        each(&batch, encoded.len())?;
+    }
+    Ok(encoded)
+}
+
+/// The rows without what they are sorted and divided by.
+pub(super) fn tokens(rows: Vec<Encoded>) -> Vec<Row> {
+    rows.into_iter().map(|encoded| encoded.row).collect()
 }
 
 /// The rows of a batch as tokens.
@@ -53,6 +82,7 @@ pub(super) fn encode(batch: &RecordBatch, tokenizer: &Tokenizer, loss_on: LossOn
         let (prompt, completion) = ids.split_at(masked);
         Ok(Encoded {
             position: positions.value(row),
+            number: row,
             lot: lot(parents.value(row)),
             row: Row::completion(tokenizer.begin_id(), prompt, completion, tokenizer.end_id()),
         })
@@ -77,20 +107,19 @@ pub(super) fn lot(parent: &str) -> f64 {
 
 /// Sorts rows by position, and takes those of source rows whose lot lies below `share` out: those of the lowest lot, if
 /// none does. When nothing would be left to train on, none are.
-pub(super) fn divide(mut rows: Vec<Encoded>, share: f64) -> (Vec<Row>, Vec<Row>) {
+pub(super) fn divide(mut rows: Vec<Encoded>, share: f64) -> (Vec<Encoded>, Vec<Encoded>) {
     rows.sort_by_key(|row| row.position);
     let lowest = rows.iter().map(|row| row.lot).fold(f64::INFINITY, f64::min);
     let highest = rows.iter().map(|row| row.lot).fold(0.0, f64::max);
     let bound = if share > lowest { share } else { lowest.next_up() };
     let bound = if share > 0.0 && bound <= highest { bound } else { 0.0 };
-    let (heldout, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.lot < bound);
-    let tokens = |rows: Vec<Encoded>| rows.into_iter().map(|encoded| encoded.row).collect();
-    (tokens(rest), tokens(heldout))
+    let (heldout, rest) = rows.into_iter().partition(|row| row.lot < bound);
+    (rest, heldout)
 }
 
 #[cfg(test)]
 pub(super) fn encoded(position: i64, lot: f64) -> Encoded {
-    Encoded { position, lot, row: Row { ids: vec![u32::try_from(position).unwrap_or(0)], loss_from: 1 } }
+    Encoded { position, number: 0, lot, row: Row { ids: vec![u32::try_from(position).unwrap_or(0)], loss_from: 1 } }
 }
 
 #[cfg(test)]

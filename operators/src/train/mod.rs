@@ -1,6 +1,7 @@
 //! Trains a student on a mixture.
 
 mod mixture;
+mod seen;
 
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -16,17 +17,21 @@ use ingrain_engine::{
     run::{Counters, Task, TaskContext},
     spec::Size,
 };
+pub use ingrain_student::Place;
 use ingrain_student::{Device, DeviceError, Event, Job, Settings, TrainError, Trained};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::seen::{Fate, Training};
 use crate::{
     checkpoint::{self, FOLDER, Row, Start},
     tokenizer,
 };
 
-const MIXTURE: &str = "mixture";
-const BASE: &str = "base";
+/// The port of what is trained on.
+pub const MIXTURE: &str = "mixture";
+/// The port of the checkpoint to start from.
+pub const BASE: &str = "base";
 const METRICS: &str = "metrics";
 const TOKENIZER: &str = "tokenizer";
 
@@ -55,7 +60,7 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 1);
 ///
 /// The stage runs where `--device` says, in a process of its own. On the CPU the weights come out the same for any number of
 /// threads; on a GPU they differ in their last digits from run to run. Beside the model, the tokens of the mixture are in
-/// memory: 4 bytes each, and some 50 bytes a row.
+/// memory: 4 bytes each, and some 60 bytes a row.
 ///
 /// # Ports
 /// - `mixture`: `text`, `prompt` (what of the text stands before the answer, or null), `position`, `parent_id`, as `mix` gives

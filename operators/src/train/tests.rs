@@ -5,7 +5,7 @@ use arrow::{
 use serde_json::{Value, json};
 
 use super::{
-    mixture::{divide, encode, encoded, lot, row},
+    mixture::{divide, encode, encoded, lot, row, tokens},
     *,
 };
 
@@ -44,8 +44,8 @@ fn settings_that_can_not_be_used_are_named_as_written() {
 #[test]
 fn rows_are_trained_on_in_the_order_of_their_positions() {
     let (rest, heldout) = divide(vec![encoded(2, 0.5), encoded(0, 0.2), encoded(3, 0.001), encoded(1, 0.9)], 0.01);
-    let ids = |rows: &[ingrain_student::Row]| rows.iter().map(|row| row.ids[0]).collect::<Vec<_>>();
-    assert_eq!((ids(&rest), ids(&heldout)), (vec![0, 1, 2], vec![3]));
+    let ids = |rows| tokens(rows).iter().map(|row| row.ids[0]).collect::<Vec<_>>();
+    assert_eq!((ids(rest), ids(heldout)), (vec![0, 1, 2], vec![3]));
 }
 
 #[test]

@@ -67,6 +67,14 @@ pub enum CheckpointError {
     Tokenizer(#[from] TokenizerError),
 }
 
+/// The tokenizer of a checkpoint, by its `tokenizer.json`: which token ends a text is in its `config.json`.
+///
+/// # Errors
+/// When it can't be read.
+pub fn tokenizer(architecture: &Architecture, json: &[u8]) -> Result<Tokenizer, TokenizerError> {
+    Tokenizer::from_json_with_end(json, architecture.eos_token_id.as_ref().and_then(TokenIds::first))
+}
+
 /// A model with its tokenizer, as a folder holds it.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -117,8 +125,7 @@ impl Checkpoint {
             path: PathBuf::from(TOKENIZER),
             reason: "the checkpoint has none".into(),
         })?;
-        let end = self.architecture.eos_token_id.as_ref().and_then(TokenIds::first);
-        Ok(Tokenizer::from_json_with_end(json, end)?)
+        Ok(tokenizer(&self.architecture, json)?)
     }
 
     /// Reads a folder. The header of every weight file is checked against the file's length and `config.json` before

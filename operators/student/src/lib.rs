@@ -31,7 +31,7 @@ pub use architecture::{Architecture, ArchitectureError, Preset};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use device::{Device, DeviceError};
 pub use generate::{Generated, Generation};
-pub use pack::Row;
+pub use pack::{Place, Row, places};
 pub use score::{ScoreError, Scorer};
 pub use settings::Settings;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -3,9 +3,14 @@
 //! A row is put whole into a sequence, beside others; the model sees where each begins and ends, attends within it only,
 //! and counts positions from its start. So packing changes what a step costs and never what a row teaches.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
+use serde::Serialize;
+
+use crate::settings::Settings;
 
 /// A row of tokens to train on, complete: begin and end tokens are in `ids`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +93,55 @@ pub(crate) fn pack(rows: &[Row], order: &[usize], length: usize) -> Vec<Vec<Piec
         }
     }
     sequences.into_iter().map(|(_, pieces)| pieces).collect()
+}
+
+/// What a training takes in one step, epoch after epoch: sequences of pieces of `rows`.
+pub(crate) fn steps(rows: &[Row], settings: &Settings, seed: u64) -> Vec<Vec<Vec<Vec<Piece>>>> {
+    let epoch = |epoch| {
+        let sequences = pack(rows, &order(rows.len(), seed, epoch), settings.sequence_length);
+        sequences.chunks(settings.batch_size).map(<[_]>::to_vec).collect()
+    };
+    (0..settings.epochs).map(epoch).collect()
+}
+
+/// Where a training puts tokens of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Place {
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// The step, from 1, counted through all epochs.
+    pub step: usize,
+    /// The sequence in the step, from 1.
+    pub sequence: usize,
+    /// Tokens that stand before it in the sequence.
+    pub offset: usize,
+    /// The row's first token there, from 0; above 0 in a later piece of a row that is longer than a sequence.
+    pub start: usize,
+    /// Its number of tokens there.
+    pub tokens: usize,
+}
+
+/// Where a training on `rows` puts those with the numbers `wanted`, by number: a place for each epoch and piece, in the
+/// order of training. A row without a token to predict has none.
+pub fn places(rows: &[Row], settings: &Settings, seed: u64, wanted: &BTreeSet<usize>) -> BTreeMap<usize, Vec<Place>> {
+    let mut places: BTreeMap<usize, Vec<Place>> = wanted.iter().map(|row| (*row, Vec::new())).collect();
+    let mut step = 0;
+    for (epoch, batches) in (1..).zip(steps(rows, settings, seed)) {
+        for sequences in batches {
+            step += 1;
+            for (sequence, pieces) in (1..).zip(sequences) {
+                let mut offset = 0;
+                for Piece { row, start, end } in pieces {
+                    let tokens = end - start;
+                    if let Some(places) = places.get_mut(&row) {
+                        places.push(Place { epoch, step, sequence, offset, start, tokens });
+                    }
+                    offset += tokens;
+                }
+            }
+        }
+    }
+    places
 }
 
 /// Tokens, padding counted, that a device computes at a time without gradients.
@@ -221,6 +275,28 @@ mod tests {
         let mut sorted = second;
         sorted.sort_unstable();
         assert_eq!(sorted, order(50, 1, 0));
+    }
+
+    #[test]
+    fn a_place_says_where_a_step_has_the_tokens() {
+        let rows = rows(&lengths());
+        let settings = Settings { sequence_length: 64, batch_size: 3, epochs: 2, ..Settings::default() };
+        let batches: Vec<Batch> =
+            steps(&rows, &settings, 3).iter().flatten().map(|sequences| Batch::of(&rows, sequences, 3, 64)).collect();
+        let places = places(&rows, &settings, 3, &(0..rows.len()).collect());
+        let mut spans = 0;
+        for (row, places) in places {
+            let per_epoch = if rows[row].targets() == 0 { 0 } else { (rows[row].ids.len() - 1).div_ceil(63) };
+            assert_eq!(places.len(), 2 * per_epoch, "row {row}");
+            assert!(places.is_sorted());
+            for Place { step, sequence, offset, start, tokens, .. } in places {
+                let batch = &batches[step - 1];
+                let span = batch.spans.iter().find(|span| span.sequence == sequence - 1 && span.offset == offset).unwrap();
+                assert_eq!(batch.ids[span.start..span.start + span.len], rows[row].ids[start..start + tokens]);
+                spans += 1;
+            }
+        }
+        assert_eq!(spans, batches.iter().map(|batch| batch.spans.len()).sum::<usize>());
     }
 
     #[test]

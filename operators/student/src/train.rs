@@ -7,7 +7,7 @@ use crate::architecture::{Architecture, ArchitectureError};
 use crate::device::Device;
 use crate::engine::{Engine, EngineError};
 use crate::optimizer::AdamW;
-use crate::pack::{Batch, Row, order, pack};
+use crate::pack::{Batch, Row, order, pack, steps};
 use crate::schedule::learning_rate;
 use crate::settings::Settings;
 use crate::weights::Weights;
@@ -140,23 +140,24 @@ pub fn train(job: Job, device: &Device, on_event: &mut dyn FnMut(Event) -> Contr
     let failed = |error: EngineError| TrainError::Device { device: *device, said: error.0 };
 
     let (length, batch_size) = (settings.sequence_length, settings.batch_size);
-    let packed = |rows: &[Row], epoch| pack(rows, &order(rows.len(), seed, epoch), length);
-    let epochs: Vec<_> = (0..settings.epochs).map(|epoch| packed(&rows, epoch)).collect();
-    let steps: usize = epochs.iter().map(|sequences| sequences.len().div_ceil(batch_size)).sum();
+    let epochs = steps(&rows, &settings, seed);
+    let steps: usize = epochs.iter().map(Vec::len).sum();
     if steps == 0 {
         return Err(TrainError::Empty { rows: rows.len() });
     }
-    let heldout_batches: Vec<Batch> =
-        packed(&heldout, 0).chunks(batch_size).map(|sequences| Batch::of(&heldout, sequences, batch_size, length)).collect();
+    let heldout_batches: Vec<Batch> = pack(&heldout, &order(heldout.len(), seed, 0), length)
+        .chunks(batch_size)
+        .map(|sequences| Batch::of(&heldout, sequences, batch_size, length))
+        .collect();
 
     let optimizer = AdamW::new(&settings);
     let (mut step, mut tokens, mut seconds) = (0, 0u64, 0.0);
     let mut losses = Vec::with_capacity(steps);
     let mut stopped = false;
-    'training: for sequences in epochs {
-        for sequences in sequences.chunks(batch_size) {
+    'training: for batches in epochs {
+        for sequences in batches {
             let start = Instant::now();
-            let batch = Batch::of(&rows, sequences, batch_size, length);
+            let batch = Batch::of(&rows, &sequences, batch_size, length);
             let rate = learning_rate(step, steps, settings.learning_rate, settings.warmup);
             let measured = engine.step(&batch, &optimizer, rate).map_err(failed)?;
             step += 1;
