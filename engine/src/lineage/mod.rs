@@ -8,11 +8,13 @@
 //! A table of which no row names a row of what its stage read, as a trained checkpoint, depends on that as a whole
 //! ([`Affected::Whole`]).
 
+mod documents;
 mod graph;
 mod ids;
 mod walk;
 
 pub use self::{
+    documents::{Dependents, LastUse},
     graph::{Artifact, Edge, Lineage, Name},
     ids::Ids,
     walk::{Affected, Parent},

@@ -20,7 +20,7 @@ mod walk;
 mod worker;
 mod write;
 
-pub(crate) use self::table::look_up;
+pub(crate) use self::{resolve::last_run, table::look_up};
 pub use self::{
     context::{
         Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, Spent, StreamContext, Task, TaskContext,

@@ -5,7 +5,9 @@ mod cache;
 mod collect;
 mod discard;
 mod durable;
+mod erase;
 mod faults;
+mod forgotten;
 #[cfg(test)]
 mod fuzz;
 mod lease;
@@ -31,6 +33,8 @@ use object_store::{
 pub use self::{
     bucket::Buckets,
     collect::{Collected, Keep},
+    erase::Erased,
+    forgotten::{Forgotten, Tombstone, same_source},
     lease::{Holder, Lease},
     manifest::{Action, Blob, Column, Committed, Manifest, Part, PartitionRecord, TableManifest},
     probe::{Check, Verdict, probe},

@@ -33,6 +33,16 @@ fn run_pieces(read: &Read, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, F
 }
 
 pub(super) fn run_bound(read: &Read, inputs: &Inputs, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, Failure> {
+    run_without(read, inputs, &[], files)
+}
+
+/// What comes of some files where these documents are forgotten.
+fn run_without(
+    read: &Read,
+    inputs: &Inputs,
+    forgotten: &[String],
+    files: Vec<(&str, u64, Pieces)>,
+) -> Result<Outputs, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let bound = read.bind(inputs).unwrap();
@@ -55,7 +65,7 @@ pub(super) fn run_bound(read: &Read, inputs: &Inputs, files: Vec<(&str, u64, Pie
                 size,
                 version: String::new(),
             };
-            let mut items = items(Arc::new(read.clone()), table.clone(), file, pieces);
+            let mut items = items(Arc::new(read.clone()), table.clone(), file, forgotten.to_vec(), pieces);
             while let Some((source, items)) = items.try_next().await? {
                 for item in items {
                     batches.push(&source, item)?;
