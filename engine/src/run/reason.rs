@@ -191,7 +191,11 @@ impl fmt::Display for Difference {
                 if *count > 1 { write!(f, " and {} more", count - 1) } else { Ok(()) }
             }
             Subject::Forgotten { change, count, first } => {
-                f.write_str(if *change == FileChange::Removed { "documents forgotten no more: " } else { "documents forgotten: " })?;
+                f.write_str(if *change == FileChange::Removed {
+                    "documents forgotten no more: "
+                } else {
+                    "documents forgotten: "
+                })?;
                 write!(f, "`{first}`")?;
                 if *count > 1 { write!(f, " and {} more", count - 1) } else { Ok(()) }
             }

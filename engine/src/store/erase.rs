@@ -55,17 +55,15 @@ impl Store {
         let listing = self.listing().await?;
         let (doomed, kept): (Vec<_>, Vec<_>) =
             listing.actions.iter().partition(|action| doomed.contains(&(action.key.clone(), action.generation.into())));
-        let manifests = |actions: &[&Listed]| -> BTreeSet<String> {
-            actions.iter().filter_map(|action| action.manifest.clone()).collect()
-        };
+        let manifests =
+            |actions: &[&Listed]| -> BTreeSet<String> { actions.iter().filter_map(|action| action.manifest.clone()).collect() };
         // Two actions may name one manifest, and two manifests one file.
         let kept_manifests = manifests(&kept);
         let gone_manifests: BTreeSet<String> = manifests(&doomed).difference(&kept_manifests).cloned().collect();
         let (needed, needed_blobs) = self.content(&kept_manifests).await?;
         let (gone, gone_blobs) = self.content(&gone_manifests).await?;
-        let partitions = |files: &BTreeSet<String>| -> BTreeSet<String> {
-            files.iter().map(|file| partition(file).to_owned()).collect()
-        };
+        let partitions =
+            |files: &BTreeSet<String>| -> BTreeSet<String> { files.iter().map(|file| partition(file).to_owned()).collect() };
         let (needed_partitions, gone_partitions) = (partitions(&needed), partitions(&gone));
         let mut erased = Erased { artifacts: doomed.len(), ..Erased::default() };
         erased.blobs = gone_blobs.difference(&needed_blobs).cloned().collect();

@@ -120,7 +120,9 @@ mod tests {
         ] {
             assert!(same_source(one, other) && same_source(other, one), "{one} {other}");
         }
-        for (one, other) in [("docs/a.md", "docs/b.md"), ("docs/a.md", "notes/a.md"), ("ca.md", "a.md"), ("", "a.md"), ("..", ".")] {
+        for (one, other) in
+            [("docs/a.md", "docs/b.md"), ("docs/a.md", "notes/a.md"), ("ca.md", "a.md"), ("", "a.md"), ("..", ".")]
+        {
             assert!(!same_source(one, other) && !same_source(other, one), "{one} {other}");
         }
     }

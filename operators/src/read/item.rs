@@ -124,12 +124,7 @@ impl Sink {
         self.push(Item::Document(document))
     }
 
-    pub(super) fn question(
-        &mut self,
-        question_id: String,
-        question: Question,
-        mut evidence: Vec<Evidence>,
-    ) -> Result<(), Halt> {
+    pub(super) fn question(&mut self, question_id: String, question: Question, mut evidence: Vec<Evidence>) -> Result<(), Halt> {
         if question.doc_id.as_deref().is_some_and(|doc_id| self.is_forgotten(doc_id)) {
             return Ok(());
         }

@@ -421,8 +421,13 @@ impl Job {
         let (document_id, doc_id) = (self.text("document_id")?.to_owned(), self.cell("doc_id")?.map(str::to_owned));
         let (request, least) = self.request()?;
         let accept = |answer: &Answer| read(answer, least);
-        let about =
-            About { document: doc_id.as_deref().unwrap_or(&document_id), draw: 0, refresh: context.refresh.as_deref(), attempts };
+        let about = About {
+            document: doc_id.as_deref().unwrap_or(&document_id),
+            shown: &[],
+            draw: 0,
+            refresh: context.refresh.as_deref(),
+            attempts,
+        };
         let outcome = teachers::ask(client, &context.counters, &request, about, accept).await?;
         drop(admission);
         let result = match outcome {
