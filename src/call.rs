@@ -31,7 +31,9 @@ pub(crate) enum Command {
     Trace(TraceCall),
     /// Write a stage's rows to a Parquet or JSON Lines file, or a checkpoint to a folder
     Export(ExportCall),
-    /// Remove from the store what no recent run needs
+    /// List what depends on a document, by any pipeline on the store, and have it forgotten
+    Forget(ForgetCall),
+    /// Remove from the store what no recent run needs, or what is left of forgotten documents
     Gc(GcCall),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
@@ -250,6 +252,23 @@ pub(crate) struct ExportCall {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ForgetCall {
+    #[command(flatten)]
+    pub(crate) store: StoreCall,
+    /// The document's `doc_id`
+    pub(crate) document: String,
+    /// The file that the document is in, where several sources have one of this `doc_id`
+    #[arg(long, value_name = "PATH")]
+    pub(crate) source: Option<String>,
+    /// Have it forgotten: no `read` on the store gives it from now on
+    #[arg(long)]
+    pub(crate) apply: bool,
+    /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct GcCall {
     #[command(flatten)]
     pub(crate) store: StoreCall,
@@ -259,6 +278,9 @@ pub(crate) struct GcCall {
     /// Keep what is younger, and files for so long after nothing finds them any more: `30m`, `24h`, `7d`
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     pub(crate) grace: Duration,
+    /// Remove everything that holds something of a forgotten document instead, whatever its age: artifacts, and answers in the memo
+    #[arg(long, conflicts_with = "keep")]
+    pub(crate) forgotten: bool,
     /// Only say what would go
     #[arg(long)]
     pub(crate) dry_run: bool,

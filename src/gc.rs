@@ -10,6 +10,7 @@ use ingrain_engine::{
 use crate::{
     End,
     call::GcCall,
+    forget,
     pipeline::Pipeline,
     progress::{grouped, tell},
 };
@@ -21,6 +22,9 @@ pub(crate) async fn gc(call: &GcCall) -> Result<(), End> {
         return Err(Failure::data(format!("there is no store at `{}`", environment.store.location()))
             .hint("`--store` names another one")
             .into());
+    }
+    if call.forgotten {
+        return forget::gc(call, &environment).await;
     }
     let collected = environment.store.collect(Keep { runs: call.keep, grace: call.grace }, call.dry_run).await?;
     if call.json {
@@ -49,7 +53,7 @@ fn said(collected: &Collected, dry_run: bool) -> String {
 }
 
 /// "1.5 GiB"
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..0x40_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
         0x40_0000..0x1_0000_0000 => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),

@@ -16,7 +16,7 @@ const STARTER: [(&str, &str); 3] = [
 ];
 
 /// Commands that the design names and that aren't built yet.
-const LATER: [&str; 3] = ["forget", "report", "cluster"];
+const LATER: [&str; 2] = ["report", "cluster"];
 
 pub(crate) fn schema() -> Result<(), End> {
     let schema = serde_json::to_string_pretty(&json_schema(&REGISTRY)).map_err(|error| Failure::bug(error.to_string()))?;

@@ -3,6 +3,7 @@
 mod call;
 mod doctor;
 mod export;
+mod forget;
 mod gc;
 mod info;
 mod pipeline;
@@ -79,6 +80,7 @@ async fn dispatch(command: Command) -> Result<(), End> {
         Command::Show(call) => show::show(call).await,
         Command::Trace(call) => trace::trace(&call).await,
         Command::Export(call) => export::export(&call).await,
+        Command::Forget(call) => forget::forget(&call).await,
         Command::Gc(call) => gc::gc(&call).await,
         Command::Schema => info::schema(),
         Command::Operators { name } => info::operators(name.as_deref()),

@@ -8,6 +8,7 @@ mod docs;
 mod embedder;
 mod errors;
 mod export;
+mod forget;
 mod fuzz;
 mod harness;
 mod keys;

@@ -2,6 +2,7 @@
 
 mod counts;
 mod ends;
+mod forgotten;
 mod race;
 mod unpaid;
 
@@ -206,7 +207,7 @@ fn reasons(project: &Project) -> BTreeMap<String, String> {
 }
 
 /// All that a file says: its bytes, and its rows if it is Parquet.
-fn content(path: &Path) -> Vec<u8> {
+pub(crate) fn content(path: &Path) -> Vec<u8> {
     let mut content = std::fs::read(path).expect("a file");
     if path.extension().is_some_and(|extension| extension == "parquet") {
         let file = std::fs::File::open(path).expect("a file");

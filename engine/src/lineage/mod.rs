@@ -8,6 +8,7 @@
 //! A table of which no row names a row of what its stage read, as a trained checkpoint, depends on that as a whole
 //! ([`Affected::Whole`]).
 
+mod documents;
 mod graph;
 mod ids;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod tests;
 mod walk;
 
 pub use self::{
+    documents::{Dependents, LastUse},
     graph::{Artifact, Edge, Lineage, Name},
     ids::Ids,
     walk::{Affected, Parent},

@@ -21,7 +21,7 @@ use super::{gate::Gate, sources::SourceFile, table::Table, task::TaskOutputs};
 use crate::{
     failure::Failure,
     operator::Registry,
-    store::{BlobCache, Buckets, Holder, Lease, Store},
+    store::{BlobCache, Buckets, Holder, Lease, Store, Tombstone},
 };
 
 /// Rows for one of a stage's outputs.
@@ -306,6 +306,7 @@ pub struct StreamContext {
     /// Live counters of the stage.
     pub counters: Arc<Counters>,
     pub(crate) files: Arc<BTreeMap<String, String>>,
+    pub(crate) forgotten: Arc<[Tombstone]>,
     pub(crate) blobs: Arc<BTreeMap<String, Table>>,
     pub(crate) schemas: Arc<BTreeMap<String, SchemaRef>>,
     pub(crate) units: Arc<AtomicU64>,
@@ -352,6 +353,12 @@ impl StreamContext {
     /// show that at its end.
     pub fn open_stream(&self, file: &SourceFile) -> BoxStream<'static, Result<Bytes, Failure>> {
         file.stream(&self.environment.buckets)
+    }
+
+    /// `doc_id`s of documents in a file of the source that are forgotten: no output may hold anything of them.
+    pub fn forgotten(&self, file: &SourceFile) -> Vec<String> {
+        let of_file = self.forgotten.iter().filter(|tombstone| tombstone.is_in(&file.source));
+        of_file.map(|tombstone| tombstone.doc_id.clone()).collect()
     }
 
     /// Counts units of work (requests, documents) for `min_yield`. A transform that never calls this has its input rows

@@ -23,7 +23,6 @@ mod walk;
 mod worker;
 mod write;
 
-pub(crate) use self::table::look_up;
 pub use self::{
     context::{
         Counters, Environment, OutputRows, OutputStream, RowStream, Service, Settings, Spent, StreamContext, Task, TaskContext,
@@ -39,3 +38,4 @@ pub use self::{
     table::{Table, query},
     worker::serve_worker,
 };
+pub(crate) use self::{resolve::last_run, table::look_up};

@@ -41,7 +41,7 @@ use crate::{
     key,
     operator::{DEFAULT_OUTPUT, Lowering, REJECTS_OUTPUT},
     schema::{InputSchemas, SchemaBytes},
-    store::{Part, PartitionRecord, TableManifest},
+    store::{Part, PartitionRecord, TableManifest, Tombstone},
 };
 
 /// What a [`StageExec`] carries in its bytes: everything but the live surroundings.
@@ -65,6 +65,8 @@ pub(crate) struct StageWork {
     pub refresh: Option<String>,
     /// Digests of the files that the config names, by field.
     pub files: BTreeMap<String, String>,
+    /// Documents of a source that it must not give.
+    pub forgotten: Vec<Tombstone>,
     /// Tables whose blobs the transform opens, by port.
     pub blobs: BTreeMap<String, (SchemaBytes, TableManifest)>,
     /// Hash of the stage key's preimage without its inputs.
@@ -307,6 +309,7 @@ async fn run_partition(
             environment: environment.clone(),
             counters: runtime.counters.clone(),
             files: Arc::new(work.files.clone()),
+            forgotten: work.forgotten.clone().into(),
             blobs: Arc::new(blobs),
             schemas: Arc::new(schemas),
             units: units.clone(),

@@ -97,6 +97,15 @@ pub enum Subject {
         /// The first one's path.
         first: String,
     },
+    /// Documents of a source that are forgotten.
+    Forgotten {
+        /// Whether tombstones came or went.
+        change: FileChange,
+        /// How many documents.
+        count: usize,
+        /// The first one's `doc_id`.
+        first: String,
+    },
     /// What came out of a stage above: the change is further up.
     Input {
         /// The port at which it arrives.
@@ -186,6 +195,15 @@ impl fmt::Display for Difference {
                 write!(f, "files {change}: `{first}`")?;
                 if *count > 1 { write!(f, " and {} more", count - 1) } else { Ok(()) }
             }
+            Subject::Forgotten { change, count, first } => {
+                f.write_str(if *change == FileChange::Removed {
+                    "documents forgotten no more: "
+                } else {
+                    "documents forgotten: "
+                })?;
+                write!(f, "`{first}`")?;
+                if *count > 1 { write!(f, " and {} more", count - 1) } else { Ok(()) }
+            }
             Subject::Input { port, stage, output } => {
                 let output = if output == "default" { String::new() } else { format!(".{output}") };
                 write!(f, "input `{port}` changed (`{stage}{output}`)")
@@ -210,7 +228,7 @@ impl fmt::Display for Subject {
             Self::Refresh => f.write_str("`refresh`"),
             Self::Engine => f.write_str("version of the query engine"),
             Self::Format => f.write_str("format of the store"),
-            Self::Files { first, .. } => write!(f, "`{first}`"),
+            Self::Files { first, .. } | Self::Forgotten { first, .. } => write!(f, "`{first}`"),
             Self::Input { stage, .. } => write!(f, "`{stage}`"),
         }
     }
@@ -253,5 +271,7 @@ mod tests {
         assert_eq!(reason.to_string(), "input `default` changed (`qa.rejects`)");
         let files = Subject::Files { change: FileChange::Added, count: 3, first: "a.md".into() };
         assert_eq!(Difference::of(files).to_string(), "files added: `a.md` and 2 more");
+        let forgotten = Subject::Forgotten { change: FileChange::Added, count: 1, first: "a.md".into() };
+        assert_eq!(Difference::of(forgotten).to_string(), "documents forgotten: `a.md`");
     }
 }

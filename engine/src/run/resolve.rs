@@ -22,7 +22,7 @@ use crate::{
     key,
     operator::{Lowering, REJECTS_OUTPUT, Registry, Resource},
     plan::{Plan, Stage, StageIndex},
-    store::{Action, Committed, FORMAT, Manifest},
+    store::{Action, Committed, FORMAT, Manifest, Tombstone},
 };
 
 /// The key of a stage whose inputs are known.
@@ -36,6 +36,8 @@ pub struct StageKey {
     pub(crate) step: String,
     /// What a source would read.
     pub(crate) files: Vec<SourceFile>,
+    /// Documents of those files that are forgotten.
+    pub(crate) forgotten: Vec<Tombstone>,
 }
 
 /// What the store has for a stage.
@@ -94,13 +96,15 @@ pub struct Resolver<'a> {
     previous: OnceCell<LastRun>,
     /// What each source was found to hold: a run reads the files of one listing.
     listed: tokio::sync::Mutex<HashMap<StageIndex, Vec<SourceFile>>>,
+    /// The store's tombstones: a run goes by those that were there at first.
+    forgotten: OnceCell<Vec<Tombstone>>,
 }
 
 impl<'a> Resolver<'a> {
     /// A resolver for `plan`; the stages in `forced` run whatever the store has.
     pub fn new(plan: &'a Plan, environment: &'a Environment, forced: HashSet<StageIndex>) -> Self {
         let (previous, listed) = (OnceCell::new(), tokio::sync::Mutex::default());
-        Self { plan, environment, forced, verify: false, previous, listed }
+        Self { plan, environment, forced, verify: false, previous, listed, forgotten: OnceCell::new() }
     }
 
     /// Reads every file of an artifact before it counts as one.
@@ -141,8 +145,25 @@ impl<'a> Resolver<'a> {
         }
         preimage.insert("inputs".into(), json!(inputs));
         preimage.insert("source".into(), files.iter().map(SourceFile::identity).collect::<Vec<_>>().into());
+        let forgotten = self.forgotten(&files).await?;
+        if !forgotten.is_empty() {
+            preimage.insert("forgotten".into(), forgotten.iter().map(Tombstone::identity).collect());
+        }
         let preimage = Value::Object(preimage);
-        Ok(StageKey { key: key::key("stage", &preimage), preimage, step, files })
+        Ok(StageKey { key: key::key("stage", &preimage), preimage, step, files, forgotten })
+    }
+
+    /// The tombstones of documents that may be in these files.
+    async fn forgotten(&self, files: &[SourceFile]) -> Result<Vec<Tombstone>, Failure> {
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = || async {
+            let found = self.environment.store.forgotten().await?;
+            Ok::<_, Failure>(found.into_iter().map(|forgotten| forgotten.tombstone).collect())
+        };
+        let all = self.forgotten.get_or_try_init(read).await?;
+        Ok(all.iter().filter(|tombstone| files.iter().any(|file| tombstone.is_in(&file.source))).cloned().collect())
     }
 
     /// What the store has for a stage.
@@ -258,6 +279,7 @@ pub(super) fn differences(old: &Value, new: &Value, registry: &Registry, arrival
         differ(&old[member], &new[member], &subject, &mut differences);
     }
     source_changes(&old["source"], &new["source"], &mut differences);
+    forgotten_changes(&old["forgotten"], &new["forgotten"], &mut differences);
     for Arrival { port, position, stage, output } in arrivals {
         if old["inputs"][port.as_str()][position] != new["inputs"][port.as_str()][position] {
             let (port, stage, output) = (port.clone(), stage.clone(), output.clone());
@@ -313,6 +335,21 @@ fn source_changes(before: &Value, after: &Value, differences: &mut Vec<Differenc
         if let Some(first) = files.first() {
             let subject = Subject::Files { change, count: files.len(), first: first.to_string() };
             differences.push(Difference::of(subject));
+        }
+    }
+}
+
+fn forgotten_changes(before: &Value, after: &Value, differences: &mut Vec<Difference>) {
+    let listing = |documents: &Value| documents.as_array().cloned().unwrap_or_default();
+    let (old, new) = (listing(before), listing(after));
+    let added = new.iter().filter(|document| !old.contains(document));
+    let removed = old.iter().filter(|document| !new.contains(document));
+    for (documents, change) in
+        [(added.collect::<Vec<_>>(), FileChange::Added), (removed.collect::<Vec<_>>(), FileChange::Removed)]
+    {
+        if let Some(first) = documents.first() {
+            let first = first[0].as_str().unwrap_or_default().to_owned();
+            differences.push(Difference::of(Subject::Forgotten { change, count: documents.len(), first }));
         }
     }
 }

@@ -25,7 +25,7 @@ use super::walk::{Wanted, walk};
 use crate::{
     failure::Failure,
     operator::Source,
-    store::{Buckets, key_path, pieces, split_url},
+    store::{Buckets, Tombstone, key_path, pieces, split_url},
 };
 
 /// A file of a source, as it was listed.
@@ -451,8 +451,8 @@ pub(crate) struct FileGroups {
 }
 
 /// Puts files into groups by a hash of their relative path. The number of groups is a power of two by their total size, so
-/// that a new file changes one group.
-pub(crate) fn group(files: &[SourceFile], group_bytes: u64) -> Result<FileGroups, Failure> {
+/// that a new file changes one group, and so does a forgotten document.
+pub(crate) fn group(files: &[SourceFile], forgotten: &[Tombstone], group_bytes: u64) -> Result<FileGroups, Failure> {
     let bytes: u64 = files.iter().map(|file| file.size).sum();
     let count = bytes.div_ceil(group_bytes).max(1).next_power_of_two().min(4096);
     let mut groups: Vec<Vec<&SourceFile>> = vec![Vec::new(); usize::try_from(count).unwrap_or(1)];
@@ -487,7 +487,12 @@ pub(crate) fn group(files: &[SourceFile], group_bytes: u64) -> Result<FileGroups
             column(|file| &file.version),
         ];
         partitions.push(vec![RecordBatch::try_new(schema.clone(), columns)?]);
-        let identity: Vec<Value> = group.iter().map(|file| file.identity()).collect();
+        let mut identity: Vec<Value> = group.iter().map(|file| file.identity()).collect();
+        let is_here = |tombstone: &&Tombstone| group.iter().any(|file| tombstone.is_in(&file.source));
+        let gone: Vec<Value> = forgotten.iter().filter(is_here).map(Tombstone::identity).collect();
+        if !gone.is_empty() {
+            identity.push(json!({ "forgotten": gone }));
+        }
         digests.push(crate::key::key("files", &identity.into()));
     }
     Ok(FileGroups { schema, partitions, digests })
@@ -516,9 +521,13 @@ mod tests {
         };
         let files: Vec<_> = (0..100).map(file).collect();
         let more: Vec<_> = (0..101).map(file).collect();
-        let (before, after) = (group(&files, 1000).expect("groups"), group(&more, 1000).expect("groups"));
+        let (before, after) = (group(&files, &[], 1000).expect("groups"), group(&more, &[], 1000).expect("groups"));
         let kept = after.digests.iter().filter(|digest| before.digests.contains(digest)).count();
         assert_eq!(kept + 1, after.digests.len());
+        let forgotten = [Tombstone::new("7", "../x/7"), Tombstone::new("7", "y/7")];
+        let without = group(&files, &forgotten, 1000).expect("groups");
+        let kept = without.digests.iter().filter(|digest| before.digests.contains(digest)).count();
+        assert_eq!(kept + 1, without.digests.len(), "one file's document is forgotten");
     }
 
     #[tokio::test]

@@ -193,7 +193,7 @@ impl StageRun<'_> {
             let sorted = Arc::new(SortExec::new(ordering, plan).with_preserve_partitioning(true));
             (sorted, PartitionSource::Query(key::key("query inputs", &self.key.preimage["inputs"])))
         } else if stage.operator.source().is_some() {
-            let groups = sources::group(&self.key.files, self.environment.part_bytes / 2)?;
+            let groups = sources::group(&self.key.files, &self.key.forgotten, self.environment.part_bytes / 2)?;
             let scan = MemorySourceConfig::try_new_exec(&groups.partitions, groups.schema, None)?;
             (scan, PartitionSource::Files(groups.digests))
         } else {
@@ -227,6 +227,7 @@ impl StageRun<'_> {
             seed: stage.seed,
             refresh: self.refresh(),
             files: self.files(),
+            forgotten: self.key.forgotten.clone(),
             blobs: tables
                 .iter()
                 .filter_map(|(port, tables)| Some((port, tables.first()?)))

@@ -115,6 +115,13 @@ impl BlobCache {
             .hint("does something else clean this folder? `INGRAIN_CACHE` names another one"))
     }
 
+    /// Removes what is kept of these blobs, by digest, and what processes left behind that don't live any more. One that lives and
+    /// works with such a blob has it until it ends. Gives how many were removed.
+    pub(crate) fn remove<'a>(&self, digests: impl IntoIterator<Item = &'a String>) -> usize {
+        remove_abandoned(&self.cache.join("in-use"));
+        digests.into_iter().filter(|digest| std::fs::remove_file(self.blobs().join(digest)).is_ok()).count()
+    }
+
     async fn fetch(&self, store: &Store, blob: &Blob, file: &FilePath) -> Result<(), Failure> {
         let folder = self.blobs();
         std::fs::create_dir_all(&folder).map_err(|error| self.unusable(&error))?;

@@ -47,19 +47,19 @@ struct Retired {
 const RETIRED: &str = "gc/retired.json";
 
 /// The store as it was listed.
-struct Listing {
-    now: DateTime<Utc>,
-    actions: Vec<Listed>,
-    manifests: Vec<ObjectMeta>,
-    parts: Vec<ObjectMeta>,
+pub(super) struct Listing {
+    pub(super) now: DateTime<Utc>,
+    pub(super) actions: Vec<Listed>,
+    pub(super) manifests: Vec<ObjectMeta>,
+    pub(super) parts: Vec<ObjectMeta>,
 }
 
 /// An action with what it commits.
-struct Listed {
-    meta: ObjectMeta,
-    key: String,
-    generation: u32,
-    manifest: Option<String>,
+pub(super) struct Listed {
+    pub(super) meta: ObjectMeta,
+    pub(super) key: String,
+    pub(super) generation: u32,
+    pub(super) manifest: Option<String>,
 }
 
 impl Store {
@@ -179,7 +179,7 @@ impl Store {
         Ok(found)
     }
 
-    async fn listing(&self) -> Result<Listing, Failure> {
+    pub(super) async fn listing(&self) -> Result<Listing, Failure> {
         // The clock that the ages of objects go by.
         let probe = Path::from(format!("gc/{}", uuid::Uuid::now_v7()));
         self.write(&probe, "now".into()).await?;
@@ -255,35 +255,35 @@ fn folder(path: &str) -> &str {
 }
 
 /// How long ago an object was written.
-fn age(now: DateTime<Utc>, meta: &ObjectMeta) -> Duration {
+pub(super) fn age(now: DateTime<Utc>, meta: &ObjectMeta) -> Duration {
     now.signed_duration_since(meta.last_modified).to_std().unwrap_or_default()
 }
 
 /// `parts/<step>`: what stages of one kind and config share.
-fn step(meta: &ObjectMeta) -> &str {
+pub(super) fn step(meta: &ObjectMeta) -> &str {
     let path = meta.location.as_ref();
     path.match_indices('/').nth(1).map_or(path, |(end, _)| &path[..end])
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::store::{Blob, Buckets, Manifest, Part, TableManifest};
 
     const NOW: Keep = Keep { runs: 1, grace: Duration::ZERO };
 
-    async fn store() -> (tempfile::TempDir, Store) {
+    pub(crate) async fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(folder.path().to_str().expect("UTF-8"), &Buckets::default()).await.expect("made");
         (folder, store)
     }
 
-    fn key(letter: char) -> String {
+    pub(crate) fn key(letter: char) -> String {
         letter.to_string().repeat(64)
     }
 
     /// Commits an artifact of one part and one blob under a key, with a record as a partition has it.
-    async fn commit(store: &Store, key: &str, record: &str) {
+    pub(crate) async fn commit(store: &Store, key: &str, record: &str) {
         let part = format!("parts/{key}/{record}/a-default-0000.parquet");
         let blob = format!("parts/{key}/{record}/a-default/tokenizer/tokenizer.json");
         for file in [&part, &blob] {
@@ -307,7 +307,7 @@ mod tests {
         store.write(&Path::from(format!("runs/{pipeline}/{number:03}.json")), record.into()).await.expect("written");
     }
 
-    async fn paths(store: &Store) -> Vec<String> {
+    pub(crate) async fn paths(store: &Store) -> Vec<String> {
         let mut paths: Vec<String> = Vec::new();
         for folder in ["runs", "actions", "manifests", "parts"] {
             paths

@@ -5,8 +5,10 @@ mod cache;
 mod collect;
 mod discard;
 mod durable;
+mod erase;
 mod events;
 mod faults;
+mod forgotten;
 #[cfg(test)]
 mod fuzz;
 mod lease;
@@ -33,6 +35,8 @@ use tokio::sync::OnceCell;
 pub use self::{
     bucket::Buckets,
     collect::{Collected, Keep},
+    erase::Erased,
+    forgotten::{Forgotten, Tombstone, same_source},
     lease::{Holder, Lease},
     manifest::{Action, Blob, Column, Committed, Manifest, Part, PartitionRecord, TableManifest},
     probe::{Check, Verdict, probe},

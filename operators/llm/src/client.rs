@@ -85,6 +85,8 @@ pub struct Counts {
 pub struct Client {
     inner: Arc<Inner>,
     retries: bool,
+    /// Ids of what is asked about.
+    about: Arc<[String]>,
 }
 
 struct Inner {
@@ -127,12 +129,18 @@ impl Client {
             input_tokens: AtomicU64::default(),
             output_tokens: AtomicU64::default(),
         };
-        Self { inner: Arc::new(inner), retries: false }
+        Self { inner: Arc::new(inner), retries: false, about: Arc::default() }
     }
 
     /// The same client; where all remembered attempts at a request were refused, it goes on with the next numbers.
     pub fn retrying(self, retries: bool) -> Self {
         Self { retries, ..self }
+    }
+
+    /// The same client, which keeps with its answers what they were asked about: ids of documents and rows
+    /// ([`Memo::record_about`]).
+    pub fn about<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { about: ids.into_iter().map(str::to_owned).collect(), ..self.clone() }
     }
 
     /// How many attempts at a request are remembered, of those that [`Self::ask`] looks at.
@@ -304,7 +312,7 @@ impl Client {
             }
         };
         if kept {
-            inner.memo.record(key, &answer).await?;
+            inner.memo.record_about(key, &answer, &self.about).await?;
         }
         Ok(answer)
     }

@@ -31,7 +31,7 @@ pub use client::{Admission, Client, Counts, Outcome, Reject};
 pub use config::{ModelConfig, OfflineModel, OpenAiModel, Price, Provider, Servers, Tokens};
 pub use embed::{Embedded, Embedder, Embeddings, Vector};
 pub use headers::{HeaderText, Headers};
-pub use memo::{Key, Memo, MemoError};
+pub use memo::{Key, Memo, MemoError, Remembered, Removed};
 pub use offline::Offline;
 pub use request::{Answer, Decoding, Finish, Message, Outage, Request, Role, Teacher, Usage};
 pub use secret::{MissingSecret, Secret};

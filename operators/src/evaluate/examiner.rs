@@ -234,7 +234,7 @@ pub(super) mod tests {
         let mut examiner = examiner();
         let writing = Writing { temperature: 0.0, max_output_tokens: 5, seed: 1, tolerance: None };
         let long = |options: &[&str]| {
-            let contexts = vec![Context { title: None, text: "zq ".repeat(5000) }];
+            let contexts = vec![Context { title: None, text: "zq ".repeat(5000), ids: vec![] }];
             Question { contexts, ..question(options) }
         };
         let alone = examiner.written(&[question(&[])], writing).unwrap();

@@ -78,7 +78,9 @@ async fn ask(
     counters: &Counters,
 ) -> Result<Said, Failure> {
     let request = request(question, settings)?;
-    let about = About { document: &question.question_id, draw: 0, refresh, attempts: 1 };
+    let contexts = question.contexts.iter().flat_map(|context| &context.ids);
+    let shown: Vec<&str> = std::iter::once(&question.row_id).chain(contexts).map(String::as_str).collect();
+    let about = About { document: &question.question_id, shown: &shown, draw: 0, refresh, attempts: 1 };
     let whole = |answer: &ingrain_llm::Answer| answer.whole().map(str::to_owned);
     match teachers::ask(client, counters, &request, about, whole).await? {
         Outcome::Accepted { value, request_id, .. } => Ok(Said::Text { text: value, request_id }),
@@ -146,8 +148,8 @@ mod tests {
             answer: "18 metres".into(),
             answers: vec!["eighteen metres".into()],
             contexts: vec![
-                Context { title: Some("Well".into()), text: "The well is 18 metres deep.".into() },
-                Context { title: None, text: "A mill.".into() },
+                Context { title: Some("Well".into()), text: "The well is 18 metres deep.".into(), ids: vec![] },
+                Context { title: None, text: "A mill.".into(), ids: vec![] },
             ],
             group: None,
         }

@@ -180,8 +180,8 @@ mod tests {
         let closed = question(&["Lotte Amsel", "Hanne Drost"], "Lotte Amsel");
         let mut open = question(&[], "Lotte Amsel");
         open.contexts = vec![
-            Context { title: Some("Light".into()), text: "the best".into() },
-            Context { title: None, text: "the second".into() },
+            Context { title: Some("Light".into()), text: "the best".into(), ids: vec![] },
+            Context { title: None, text: "the second".into(), ids: vec![] },
         ];
         let mut nothing = closed.clone();
         nothing.question = String::new();
@@ -212,7 +212,7 @@ mod tests {
         let choice = question(&["Lotte Amsel", "Hanne Drost"], "Lotte Amsel");
         let far = "zq ".repeat(5000);
         let long = |question: Question| {
-            let contexts = vec![Context { title: None, text: far.clone() }];
+            let contexts = vec![Context { title: None, text: far.clone(), ids: vec![] }];
             Question { contexts, ..question }
         };
         let wide = Question { options: vec!["Lotte Amsel".into(), far.clone()], ..choice.clone() };

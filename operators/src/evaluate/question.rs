@@ -52,6 +52,9 @@ pub(crate) struct Context {
     pub(crate) title: Option<String>,
     /// The text itself.
     pub(crate) text: String,
+    /// Its `row_id` and its `doc_id`, where it has them.
+    #[serde(skip)]
+    pub(crate) ids: Vec<String>,
 }
 
 impl Question {
@@ -131,7 +134,11 @@ impl Questions {
             for row in 0..batch.num_rows() {
                 let Some(content) = optional_text(&batch, "text", row)?.filter(|text| !text.trim().is_empty()) else { continue };
                 let title = optional_text(&batch, "title", row)?.filter(|title| !title.trim().is_empty());
-                let context = Context { title: title.map(str::to_owned), text: content.to_owned() };
+                let mut of = Vec::new();
+                for name in ["row_id", "doc_id"] {
+                    of.extend(optional_text(&batch, name, row)?.map(str::to_owned));
+                }
+                let context = Context { title: title.map(str::to_owned), text: content.to_owned(), ids: of };
                 self.ranks.entry(ids.value(row).to_owned()).or_default().push((ranks.value(row), context));
             }
         }

@@ -50,6 +50,11 @@ pub(super) enum Compression {
 }
 
 impl Format {
+    /// Whether a file is one document, whose `doc_id` is its path.
+    pub(super) fn is_one_document(self) -> bool {
+        matches!(self, Self::Text | Self::Markdown | Self::Html | Self::Pdf)
+    }
+
     /// Whether its files hold questions of our own forms.
     pub(super) fn exam(self) -> bool {
         matches!(self, Self::MultipleChoice | Self::OpenEnded)

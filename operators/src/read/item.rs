@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, Int32Builder, RecordBatch, StringBuilder},
+    array::{Array, ArrayRef, AsArray, BooleanArray, Int32Builder, RecordBatch, StringBuilder},
+    compute::{cast, filter_record_batch},
     datatypes::{DataType, Field, SchemaRef},
 };
 use ingrain_engine::{
@@ -80,12 +81,26 @@ pub(super) struct Sink {
     sender: Sender<Vec<Item>>,
     waiting: Vec<Item>,
     bytes: usize,
+    /// `doc_id`s of which nothing is taken.
+    forgotten: Vec<String>,
 }
 
 impl Sink {
     /// For the items of the file at `path` below the glob's fixed part, called `source` to people.
     pub(super) fn new(path: &str, source: &str, sender: Sender<Vec<Item>>) -> Self {
-        Self { path: path.to_owned(), source: source.to_owned(), sender, waiting: Vec::new(), bytes: 0 }
+        Self { path: path.to_owned(), source: source.to_owned(), sender, waiting: Vec::new(), bytes: 0, forgotten: Vec::new() }
+    }
+
+    /// The same, which takes nothing of these documents.
+    ///
+    /// Their questions go with them, and pages of them that show the answer to another question. Which document a line is of
+    /// that can't be read nobody knows: where any is forgotten, rejects are told without what the file says.
+    pub(super) fn without(self, forgotten: Vec<String>) -> Self {
+        Self { forgotten, ..self }
+    }
+
+    pub(super) fn is_forgotten(&self, doc_id: &str) -> bool {
+        self.forgotten.iter().any(|forgotten| forgotten == doc_id)
     }
 
     pub(super) fn path(&self) -> &str {
@@ -102,25 +117,45 @@ impl Sink {
     }
 
     pub(super) fn document(&mut self, document: Document) -> Result<(), Halt> {
+        if self.is_forgotten(&document.doc_id) {
+            return Ok(());
+        }
         self.bytes += document.text.len() + document.metadata.as_ref().map_or(0, String::len);
         self.push(Item::Document(document))
     }
 
-    pub(super) fn question(&mut self, question_id: String, question: Question, evidence: Vec<Evidence>) -> Result<(), Halt> {
+    pub(super) fn question(&mut self, question_id: String, question: Question, mut evidence: Vec<Evidence>) -> Result<(), Halt> {
+        if question.doc_id.as_deref().is_some_and(|doc_id| self.is_forgotten(doc_id)) {
+            return Ok(());
+        }
+        evidence.retain(|page| !self.is_forgotten(&page.doc_id));
         self.bytes += question.question.len() + question.answer.len();
         self.push(Item::Question { question_id, question: Box::new(question), evidence })
     }
 
     pub(super) fn rows(&mut self, rows: RecordBatch) -> Result<(), Halt> {
+        let rows = self.remembered(rows)?;
         self.bytes += rows.get_array_memory_size();
         self.push(Item::Rows(rows))
     }
 
     /// A reject of the line, row or page `number`; 0 is the file itself.
-    pub(super) fn reject(&mut self, number: u64, reject: Reject) -> Result<(), Halt> {
+    pub(super) fn reject(&mut self, number: u64, mut reject: Reject) -> Result<(), Halt> {
+        if !self.forgotten.is_empty() {
+            reject.raw = None;
+        }
         self.bytes += reject.detail.len() + reject.raw.as_ref().map_or(0, String::len);
         let row_id = row_id("read.reject", 0, &[&self.source], 0, number);
         self.push(Item::Reject { row_id, reject })
+    }
+
+    /// The rows whose `doc_id`, if there is such a column, isn't forgotten.
+    fn remembered(&self, rows: RecordBatch) -> Result<RecordBatch, Failure> {
+        let Some(ids) = rows.column_by_name("doc_id").filter(|_| !self.forgotten.is_empty()) else { return Ok(rows) };
+        let ids = cast(ids, &DataType::Utf8)?;
+        let ids = ids.as_string::<i32>();
+        let kept: BooleanArray = (0..ids.len()).map(|row| Some(ids.is_null(row) || !self.is_forgotten(ids.value(row)))).collect();
+        Ok(filter_record_batch(&rows, &kept)?)
     }
 
     fn push(&mut self, item: Item) -> Result<(), Halt> {

@@ -56,8 +56,8 @@ impl RowStream for Reading {
             .map_ok(|files| stream::iter(files.into_iter().map(Ok::<_, Failure>)))
             .try_flatten()
             .map_ok(move |file| {
-                let pieces = opening.open_stream(&file);
-                ready(Ok::<_, Failure>(items(settings.clone(), table.clone(), file, pieces)))
+                let (pieces, forgotten) = (opening.open_stream(&file), opening.forgotten(&file));
+                ready(Ok::<_, Failure>(items(settings.clone(), table.clone(), file, forgotten, pieces)))
             })
             .try_buffered(AHEAD)
             .try_flatten()
@@ -96,13 +96,20 @@ impl RowStream for Reading {
 /// Items of a file, with its name for people.
 pub(super) type Items = BoxStream<'static, Result<(Arc<str>, Vec<Item>), Failure>>;
 
-/// Starts reading a file and gives what comes of it. Reading ends soon after the stream was dropped.
-pub(super) fn items(settings: Arc<Read>, table: Option<Arc<Table>>, file: SourceFile, pieces: Pieces) -> Items {
+/// Starts reading a file and gives what comes of it, but for documents that are `forgotten`. Reading ends soon after the stream
+/// was dropped.
+pub(super) fn items(
+    settings: Arc<Read>,
+    table: Option<Arc<Table>>,
+    file: SourceFile,
+    forgotten: Vec<String>,
+    pieces: Pieces,
+) -> Items {
     let (sender, receiver) = mpsc::channel(GROUPS);
     let source: Arc<str> = file.source.as_str().into();
     let runtime = Handle::current();
     let worker = tokio::task::spawn_blocking(move || {
-        let mut sink = Sink::new(&file.path, &file.source, sender.clone());
+        let mut sink = Sink::new(&file.path, &file.source, sender.clone()).without(forgotten);
         read(&settings, table.as_deref(), &file, &mut Content::new(pieces, runtime, sender), &mut sink)
     });
     stream::try_unfold((receiver, worker, source), |(mut receiver, worker, source)| async move {
@@ -126,6 +133,10 @@ fn read(
     sink: &mut Sink,
 ) -> Result<(), Failure> {
     let (format, compression) = settings.format.of_file(&file.path)?;
+    if format.is_one_document() && sink.is_forgotten(&file.path) {
+        content.leave();
+        return content.finish();
+    }
     let read = match table {
         Some(table) => quietly(|| table::read(table, compression, file, content, sink)).unwrap_or_else(|panic| {
             let wrong = Failure::data(format!("`{}` can't be read as Parquet: its decoder gave up: {panic}", file.source));

@@ -33,6 +33,11 @@ fn run_pieces(read: &Read, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, F
 }
 
 pub(super) fn run_bound(read: &Read, inputs: &Inputs, files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, Failure> {
+    run_without(read, inputs, &[], files)
+}
+
+/// What comes of some files where these documents are forgotten.
+fn run_without(read: &Read, inputs: &Inputs, forgotten: &[String], files: Vec<(&str, u64, Pieces)>) -> Result<Outputs, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let bound = read.bind(inputs).unwrap();
@@ -55,7 +60,7 @@ pub(super) fn run_bound(read: &Read, inputs: &Inputs, files: Vec<(&str, u64, Pie
                 size,
                 version: String::new(),
             };
-            let mut items = items(Arc::new(read.clone()), table.clone(), file, pieces);
+            let mut items = items(Arc::new(read.clone()), table.clone(), file, forgotten.to_vec(), pieces);
             while let Some((source, items)) = items.try_next().await? {
                 for item in items {
                     batches.push(&source, item)?;
@@ -380,6 +385,45 @@ fn files_of_a_table_have_its_columns() {
     assert_eq!(failure.message, "`docs/c.parquet` has other columns than the first file: `body` is missing");
     let failure = run(&[("a.parquet", &first[..first.len() - 4])]).unwrap_err();
     assert!(failure.message.starts_with("`docs/a.parquet` can't be read as Parquet behind row 0: "), "{}", failure.message);
+}
+
+#[test]
+fn nothing_is_given_of_a_forgotten_document() {
+    let forgotten = |value, files: &[(&'static str, &[u8])], ids: &[&str]| {
+        let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+        let files = files.iter().map(|(path, bytes)| in_pieces(path, bytes)).collect();
+        run_without(&settings(value), &Inputs::default(), &ids, files).unwrap()
+    };
+    let found =
+        forgotten(json!({"path": "docs/*"}), &[("a.md", b"One."), ("b.md", b"Two."), ("c.md", b"\xff")], &["a.md", "c.md"]);
+    assert_eq!(documents(&found, "doc_id"), ["b.md"]);
+    assert!(!found.contains_key(REJECTS_OUTPUT), "not even as a reject");
+    let lines = br#"{"doc_id": "x", "text": "One."}
+{"doc_id": "y", "text": "Two."}
+{"doc_id": "x", "text": 3, "more": "of it"}
+{"text": "Four."}"#;
+    let found = forgotten(json!({"path": "docs/*"}), &[("a.jsonl", lines)], &["x", "a.jsonl#4"]);
+    assert_eq!(documents(&found, "doc_id"), ["y"]);
+    assert_eq!(rejects(&found, "raw"), ["null"], "whose line it is nobody knows");
+    let exam = br#"{"question": "Q?", "answer": "A", "doc_id": "x"}
+{"question": "R?", "answer": "B", "doc_id": "y"}
+{"question": "S?", "answer": "C"}"#;
+    let found = forgotten(json!({"path": "docs/*", "format": "open_ended"}), &[("exam.jsonl", exam)], &["x"]);
+    assert_eq!(column(&found, DEFAULT_OUTPUT, "question"), ["R?", "S?"]);
+}
+
+#[test]
+fn rows_of_a_table_go_by_their_doc_id() {
+    let read = settings(json!({"path": "docs/*", "format": "table", "columns": {"doc_id": "id"}}));
+    let columns = vec![
+        ("id", Arc::new(Int64Array::from(vec![Some(1), Some(2), None])) as ArrayRef),
+        ("body", Arc::new(StringArray::from(vec!["One.", "Two.", "Three."]))),
+    ];
+    let schema = RecordBatch::try_from_iter_with_nullable(columns.iter().map(|(name, column)| (*name, column.clone(), true)));
+    let inputs = Inputs { source: Some(schema.unwrap().schema()), ..Inputs::default() };
+    let file = parquet_file(columns);
+    let found = run_without(&read, &inputs, &["2".to_owned()], vec![in_pieces("a.parquet", &file)]).unwrap();
+    assert_eq!(documents(&found, "body"), ["One.", "Three."]);
 }
 
 /// A PDF of these objects, numbered from 1, the first of which is its root.

@@ -247,6 +247,7 @@ impl Job {
         let accept = |answer: &Answer| read(answer, least);
         let about = About {
             document: doc_id.as_deref().unwrap_or(&document_id),
+            shown: &[],
             draw: self.turn.as_ref().map_or(0, |turn| turn.draw),
             refresh: context.refresh.as_deref(),
             attempts,

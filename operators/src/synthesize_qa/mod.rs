@@ -341,7 +341,13 @@ impl Job {
         }
         let admission = client.admit().await.map_err(teachers::outage)?;
         let request = self.requests.request(&self.rows, self.row, self.draw)?;
-        let about = About { document: doc_id.as_deref().unwrap_or(&row_id), draw, refresh: context.refresh.as_deref(), attempts };
+        let about = About {
+            document: doc_id.as_deref().unwrap_or(&row_id),
+            shown: &[],
+            draw,
+            refresh: context.refresh.as_deref(),
+            attempts,
+        };
         let outcome = teachers::ask(client, &context.counters, &request, about, read).await?;
         drop(admission);
         let result = match outcome {

@@ -27,7 +27,7 @@ use super::{
 };
 
 /// Where on the store the vectors lie.
-const EMBEDDINGS: &str = "embeddings";
+pub(super) const EMBEDDINGS: &str = "embeddings";
 
 /// The embedder of the model called `model`, made on first use and shared by all stages of the run. In a rehearsal it gives
 /// what is remembered, and sends nothing.

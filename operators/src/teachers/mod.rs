@@ -2,6 +2,7 @@
 
 pub(crate) mod embedder;
 mod estimate;
+mod forget;
 mod preview;
 pub(crate) mod prompt;
 
@@ -29,6 +30,7 @@ use tokio::sync::OnceCell;
 
 pub use self::{
     estimate::{Estimate, Estimates, estimates},
+    forget::{Answers, forget},
     preview::{Preview, preview},
 };
 pub use ingrain_llm::Request;
@@ -265,6 +267,8 @@ pub(crate) fn outage(outage: Outage) -> Failure {
 pub(crate) struct About<'a> {
     /// The document that it is about.
     pub(crate) document: &'a str,
+    /// Rows that are shown with it, by id.
+    pub(crate) shown: &'a [&'a str],
     /// Which of several independent answers.
     pub(crate) draw: u32,
     /// The stage's `refresh`.
@@ -285,7 +289,8 @@ pub(crate) async fn ask<T>(
     about: About<'_>,
     accept: impl Fn(&Answer) -> Result<T, Reject>,
 ) -> Result<Outcome<T>, Failure> {
-    let About { document, draw, refresh, attempts } = about;
+    let About { document, shown, draw, refresh, attempts } = about;
+    let client = client.about(std::iter::once(document).chain(shown.iter().copied()));
     let key = Key::attempts(request, &client.teacher().asked(request), draw, refresh);
     let remembered = client.remembered(key, attempts);
     // The client goes through what is remembered first: all that is seen after that is new.

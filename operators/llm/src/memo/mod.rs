@@ -2,6 +2,7 @@
 
 mod cache;
 mod compact;
+mod forget;
 mod index;
 mod key;
 mod keys;
@@ -28,6 +29,7 @@ use self::segments::{Segments, Trouble};
 use self::turn::{Turn, Turns};
 use crate::request::Answer;
 
+pub use self::forget::{Remembered, Removed};
 pub use self::key::Key;
 
 /// How often answers go to the store without being asked to.
@@ -223,7 +225,16 @@ impl Memo {
     /// # Errors
     /// When neither takes it. It is tried again with the answers that come after it.
     pub async fn record(&self, key: Key, answer: &Answer) -> Result<(), MemoError> {
-        let json = serde_json::to_string(answer).map_err(|error| MemoError::store(self.inner.segments.prefix(), &error))?;
+        self.record_about(key, answer, &[] as &[&str]).await
+    }
+
+    /// Keeps an answer, as [`Self::record`] does, and what it was asked about: ids of documents and rows, by which it can be
+    /// found when one of them is to be forgotten. They are in no key.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub async fn record_about(&self, key: Key, answer: &Answer, about: &[impl AsRef<str> + Sync]) -> Result<(), MemoError> {
+        let json = recorded(answer, about).map_err(|error| MemoError::store(self.inner.segments.prefix(), &error))?;
         self.inner.keep(vec![(key, json.into())]).await
     }
 
@@ -448,6 +459,15 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// An answer as it stands in logs and segments.
+fn recorded(answer: &Answer, about: &[impl AsRef<str>]) -> serde_json::Result<String> {
+    let mut json = serde_json::to_value(answer)?;
+    if !about.is_empty() {
+        json["about"] = about.iter().map(AsRef::as_ref).collect();
+    }
+    serde_json::to_string(&json)
 }
 
 fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {

@@ -384,6 +384,12 @@ impl Segments {
         self.table().all.get(number as usize).cloned().flatten()
     }
 
+    /// How many lie on the store and aren't used, because they are damaged.
+    pub(super) fn unused(&self) -> usize {
+        let table = self.table();
+        table.numbers.values().filter(|number| table.all.get(**number as usize).is_none_or(Option::is_none)).count()
+    }
+
     /// All that are used.
     pub(super) fn all(&self) -> Vec<Arc<Stored>> {
         self.table().all.iter().flatten().cloned().collect()

@@ -1,4 +1,5 @@
 mod damage;
+mod forgetting;
 mod merging;
 mod watched;
 
