@@ -147,7 +147,7 @@ async fn rows_name_what_they_were_made_of() {
     let of_qa = lineage.parents(qa, "default", &ids(&["q1", "q3"])).await.unwrap();
     assert_eq!(of_qa, [parent("parent_id", documents, &["d1", "d2"])], "`request_id` names no rows");
     let of_removed = lineage.parents(unique, "removed", &ids(&["q5"])).await.unwrap();
-    assert_eq!(of_removed, [parent("row_id", qa, &["q5"]), parent("kept_id", unique, &["q4"])]);
+    assert_eq!(of_removed, [parent("kept_id", unique, &["q4"]), parent("row_id", qa, &["q5"])]);
     assert!(lineage.parents(3, "default", &ids(&["c1"])).await.unwrap().is_empty());
     assert!(lineage.parents(qa, "no such output", &ids(&["q1"])).await.unwrap().is_empty());
 

@@ -49,12 +49,19 @@ impl Lineage {
         let above: BTreeSet<(usize, &str)> =
             self.artifacts()[artifact].reads.iter().map(|edge| (edge.artifact, edge.output.as_str())).collect();
         let mut parents = Vec::new();
-        for (place, name) in above.into_iter().chain(own) {
+        // A row that is found beside is meant there, though it passed through from above.
+        let mut beside: BTreeMap<&str, Ids> = BTreeMap::new();
+        for (place, name) in own.into_iter().chain(above) {
             let Some(table) = self.table(place, name) else { continue };
-            let passed = (place != artifact).then_some(("row_id", ids));
-            let columns = named.iter().map(|(column, ids)| (column.as_str(), ids)).chain(passed);
+            let is_own = place == artifact;
+            let columns = named.iter().map(|(column, ids)| (column.as_str(), ids)).chain((!is_own).then_some(("row_id", ids)));
             for (column, wanted) in columns {
-                let found = present(&self.environment, &table, wanted).await?;
+                let mut found = present(&self.environment, &table, wanted).await?;
+                if is_own {
+                    beside.entry(column).or_default().extend(found.iter().cloned());
+                } else if let Some(known) = beside.get(column) {
+                    found.retain(|id| !known.contains(id));
+                }
                 if !found.is_empty() {
                     let (column, output) = (column.to_owned(), name.to_owned());
                     parents.push(Parent { column, artifact: place, output, ids: found });
