@@ -20,7 +20,7 @@ stages:
   unique: { op: dedup, from: qa, column: question, within: doc_id }
   rewrites: { op: rewrite, from: { documents: units, questions: unique }, strategy: focal, teacher: offline, per_document: 3, max_output_tokens: 120 }
   corpus: { op: sql, from: { units: units }, query: "select row_id, text from units" }
-  tokenizer: { op: tokenizer, from: corpus, vocabulary: 512 }
+  tokenizer: { op: tokenizer, from: corpus, vocabulary: 320 }
   mixture: { op: mix, from: { sources: [unique, rewrites], tokenizer: tokenizer }, weights: [1, 1] }
   others: { op: read, path: "others/*.md" }
   passages: { op: chunk, from: others, max_characters: 200, overlap_characters: 0 }
