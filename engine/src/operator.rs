@@ -304,7 +304,7 @@ pub struct Input {
     pub schema: SchemaRef,
 }
 
-/// A cell of a matrix: the label of its value on each axis, in the order of the axes. A stage without a matrix is one cell
+/// A cell of a matrix: the label of its value on each axis, by the axes' names. A stage without a matrix is one cell
 /// without axes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -106,9 +106,16 @@ fn a_store_on_s3_holds_what_a_local_one_does_and_a_second_run_asks_little() {
     let asked = server.requests();
     // A stage: which generations there are, the action, the manifest, the files. The run: the store's format, what is forgotten, which
     // run was the last, its record, and its own events.
-    assert!(asked.len() <= 7 * 4 + 5, "{} requests:
-{}", asked.len(), asked.join("
-"));
+    assert!(
+        asked.len() <= 7 * 4 + 5,
+        "{} requests:
+{}",
+        asked.len(),
+        asked.join(
+            "
+"
+        )
+    );
 
     ran(&server, &project, &["--force", "pieces"]);
     assert_eq!(server.requests().iter().filter(blob).count(), 0, "another process finds it in the cache");

@@ -4,7 +4,7 @@ use std::{collections::HashMap, rc::Rc};
 
 use super::{
     from::{PortSpec, Reference},
-    matrix::{Coordinates, brought, cell, chosen, counterpart, joined, meet, too_many},
+    matrix::{Coordinates, brought, cell, chosen, counterpart, joined, meet, sort, too_many},
 };
 use crate::diagnostic::Diagnostic;
 
@@ -105,6 +105,7 @@ impl Work<'_> {
                 false => is_broken = true,
             }
         }
+        sort(&mut cells);
         let gathers = draft.gathers;
         cells.into_iter().map(|cell| Expanded { from: self.resolved(from, &cell, gathers), cell, is_broken }).collect()
     }

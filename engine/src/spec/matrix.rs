@@ -25,6 +25,8 @@ const LONGEST: usize = 64;
 pub(super) struct Coordinate {
     pub(super) axis: String,
     pub(super) label: String,
+    /// The place of the value on its axis: as in a list, by name in a mapping, whose order means nothing.
+    pub(super) rank: usize,
     /// What stands for `${matrix.AXIS}`, at its place in the file.
     pub(super) value: Node,
     /// Where the axis is named.
@@ -34,12 +36,21 @@ pub(super) struct Coordinate {
 /// A cell with the values of its axes.
 pub(super) type Coordinates = Vec<Coordinate>;
 
+/// Puts cells and their axes into the one order that follows from names and values: by axis name, then by rank.
+pub(super) fn sort(cells: &mut [Coordinates]) {
+    for cell in cells.iter_mut() {
+        cell.sort_by(|a, b| a.axis.cmp(&b.axis));
+    }
+    let by = |cell: &Coordinates| cell.iter().map(|at| (at.axis.clone(), at.rank)).collect::<Vec<_>>();
+    cells.sort_by_cached_key(by);
+}
+
 /// The name of a cell.
 pub(super) fn cell(coordinates: &[Coordinate]) -> Cell {
     Cell(coordinates.iter().map(|at| (at.axis.clone(), at.label.clone())).collect())
 }
 
-/// The cells of a `matrix`, whose values have been put in: the product of its axes, the last one the fastest. Nothing is said
+/// The cells of a `matrix`, whose values have been put in: the product of its axes. Nothing is said
 /// about what `is_broken`. `None` if something is wrong with it, which has been reported.
 pub(super) fn own_cells(
     matrix: &Node,
@@ -97,7 +108,7 @@ fn values(axis: &str, place: Span, node: &Node, diagnostics: &mut Vec<Diagnostic
         } else if found.iter().any(|other| other.label == label) {
             diagnostics.push(Diagnostic::at(span, format!("axis `{axis}` has `{label}` twice")));
         } else {
-            found.push(Coordinate { axis: axis.to_owned(), label, value: value.clone(), place });
+            found.push(Coordinate { axis: axis.to_owned(), label, rank: found.len(), value: value.clone(), place });
         }
     };
     match &node.kind {
@@ -113,6 +124,8 @@ fn values(axis: &str, place: Span, node: &Node, diagnostics: &mut Vec<Diagnostic
             }
         }
         Kind::Mapping(entries) => {
+            let mut entries: Vec<_> = entries.iter().collect();
+            entries.sort_by(|a, b| a.key.cmp(&b.key));
             for entry in entries {
                 add(entry.key.clone(), entry.key_span, &entry.value, diagnostics);
             }

@@ -217,7 +217,9 @@ impl Reader<'_> {
                 let broken = |node: &Node| node.touches(&self.values.broken);
                 let cells = matrix::own_cells(&node, written.key_span, &broken, &mut self.diagnostics);
                 is_broken = cells.is_none();
-                cells.unwrap_or_else(|| vec![Vec::new()])
+                let mut cells = cells.unwrap_or_else(|| vec![Vec::new()]);
+                matrix::sort(&mut cells);
+                cells
             }
             None => vec![Vec::new()],
         };

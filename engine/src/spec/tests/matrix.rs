@@ -27,8 +27,8 @@ fn a_stage_is_made_for_each_cell_with_its_values() {
     assert_eq!(diagnostics.render(false, 100), "");
     let spec = spec.expect("a pipeline");
     let names: Vec<&str> = spec.stages.iter().map(|stage| stage.name.as_str()).collect();
-    assert_eq!(names, ["a[arm=qa,n=300k,seed=1]", "a[arm=qa,n=2,seed=1]", "a[arm=both,n=300k,seed=1]", "a[arm=both,n=2,seed=1]"]);
-    let stage = &spec.stages[2];
+    assert_eq!(names, ["a[arm=both,n=300k,seed=1]", "a[arm=both,n=2,seed=1]", "a[arm=qa,n=300k,seed=1]", "a[arm=qa,n=2,seed=1]"]);
+    let stage = &spec.stages[0];
     let config = &stage.operator.as_ref().expect("an operator").2;
     assert_eq!(config["max_tokens"], json!(300_000));
     assert_eq!(config["weights"], json!([1.0, 1.0]));
@@ -51,22 +51,22 @@ fn readers_join_on_shared_axes_cross_on_others_and_choose() {
     assert_eq!(
         with("from: { a: a, b: b.rejects }"),
         [
-            "r[n=2,m=x] <- a[n=2,m=x] b[n=2].rejects",
-            "r[n=2,m=y] <- a[n=2,m=y] b[n=2].rejects",
-            "r[n=4,m=x] <- a[n=4,m=x] b[n=4].rejects",
-            "r[n=4,m=y] <- a[n=4,m=y] b[n=4].rejects",
+            "r[m=x,n=2] <- a[m=x,n=2] b[n=2].rejects",
+            "r[m=x,n=4] <- a[m=x,n=4] b[n=4].rejects",
+            "r[m=y,n=2] <- a[m=y,n=2] b[n=2].rejects",
+            "r[m=y,n=4] <- a[m=y,n=4] b[n=4].rejects",
         ]
     );
     assert_eq!(
         with("from: { a: \"a[n=4]\", z: z }"),
         [
-            "r[m=x,k=0.00001] <- a[n=4,m=x] z[k=0.00001]",
-            "r[m=x,k=2] <- a[n=4,m=x] z[k=2]",
-            "r[m=y,k=0.00001] <- a[n=4,m=y] z[k=0.00001]",
-            "r[m=y,k=2] <- a[n=4,m=y] z[k=2]",
+            "r[k=0.00001,m=x] <- a[m=x,n=4] z[k=0.00001]",
+            "r[k=0.00001,m=y] <- a[m=y,n=4] z[k=0.00001]",
+            "r[k=2,m=x] <- a[m=x,n=4] z[k=2]",
+            "r[k=2,m=y] <- a[m=y,n=4] z[k=2]",
         ]
     );
-    assert_eq!(with("from: \"a[n=4,m=y].removed\""), ["r <- a[n=4,m=y].removed"]);
+    assert_eq!(with("from: \"a[n=4,m=y].removed\""), ["r <- a[m=y,n=4].removed"]);
     assert_eq!(with("from: b, matrix: { s: [0] }"), ["r[n=2,s=0] <- b[n=2]", "r[n=4,s=0] <- b[n=4]"]);
     assert_eq!(with("from: b, matrix: { n: [2, 4] }"), ["r[n=2] <- b[n=2]", "r[n=4] <- b[n=4]"], "the same axis");
     assert_eq!(with("from: \"${matrix.of}\", matrix: { of: { first: \"a[m=x]\", second: b } }").len(), 4);
@@ -80,9 +80,9 @@ fn what_gathers_reads_all_cells() {
          some: { op: gather, number: 2, from: \"a[n=${matrix.n}]\", matrix: { n: [4] } }\n",
     );
     let read = read(&text);
-    let all = "a[n=2,m=x].predictions a[n=2,m=y].predictions a[n=4,m=x].predictions a[n=4,m=y].predictions alone";
+    let all = "a[m=x,n=2].predictions a[m=x,n=4].predictions a[m=y,n=2].predictions a[m=y,n=4].predictions alone";
     assert_eq!(read[5], format!("all <- {all}"));
-    assert_eq!(read[6], "some[n=4] <- a[n=4,m=x] a[n=4,m=y]");
+    assert_eq!(read[6], "some[n=4] <- a[m=x,n=4] a[m=y,n=4]");
 }
 
 #[test]
