@@ -1,7 +1,7 @@
 //! `run`
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::Write,
     process::ExitCode,
     sync::{Arc, Mutex},
@@ -9,7 +9,7 @@ use std::{
 };
 
 use arrow::{
-    array::{AsArray, BooleanArray, RecordBatch},
+    array::{Array, AsArray, BooleanArray, RecordBatch},
     compute::filter_record_batch,
 };
 use ingrain_engine::{
@@ -296,12 +296,27 @@ async fn report(pipeline: &Pipeline, environment: &Environment, outcome: &Outcom
             let (first, more) = first_metric(&rows)?;
             (rows, left) = (first, left + more);
         }
-        print_rows(&mut stdout, &rows, &["row_id", "parent_id"])?;
+        let mut unsaid = empty_columns(&rows);
+        unsaid.extend(["row_id", "parent_id"].map(str::to_owned));
+        print_rows(&mut stdout, &rows, &unsaid.iter().map(String::as_str).collect::<Vec<_>>())?;
         if left > 0 {
             writeln!(stdout, "{} more: `ingrain show {} {name}`", crate::progress::rows(left), pipeline.file())?;
         }
     }
     Ok(())
+}
+
+/// The columns in which no row has a value.
+fn empty_columns(rows: &[RecordBatch]) -> Vec<String> {
+    let has_values = |name: &str| {
+        let mut columns = rows.iter().filter_map(|batch| batch.column_by_name(name));
+        columns.any(|column| column.null_count() < column.len())
+    };
+    let names: BTreeSet<String> = rows
+        .iter()
+        .flat_map(|batch| batch.schema().fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>())
+        .collect();
+    names.into_iter().filter(|name| !has_values(name)).collect()
 }
 
 /// Of the cells of a matrix a run ends with so many rows; where there are more, with the first metric of each cell.

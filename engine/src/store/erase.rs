@@ -8,6 +8,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use object_store::{ObjectMeta, path::Path};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     Store,
@@ -36,6 +37,8 @@ pub struct Erased {
 
 impl Store {
     /// Removes artifacts, by stage key and generation, with all files that no other artifact has; or only counts them.
+    ///
+    /// Records and events of runs from before `since` go where they say why a stage failed: the message may quote a text.
     ///
     /// The actions go first, so that no run finds an artifact whose files go; then the records of partitions, so that none is
     /// found either; the files last. Interrupted, the rest belongs to no artifact, and goes with the next call: files of no
@@ -100,8 +103,10 @@ impl Store {
             gone_manifests.contains(path) || !kept_manifests.contains(path) && meta.last_modified <= since
         };
         let manifests: Vec<&ObjectMeta> = listing.manifests.iter().filter(unused).collect();
-        erased.files = records.len() + files.len() + manifests.len();
-        erased.bytes = records.iter().chain(&files).chain(&manifests).map(|meta| meta.size).sum();
+        let failed = self.failed_runs(since).await?;
+        erased.files = records.len() + files.len() + manifests.len() + failed.len();
+        let bytes = |metas: &[&ObjectMeta]| metas.iter().map(|meta| meta.size).sum::<u64>();
+        erased.bytes = bytes(&records) + bytes(&files) + bytes(&manifests) + failed.iter().map(|meta| meta.size).sum::<u64>();
         if dry_run {
             return Ok(erased);
         }
@@ -111,7 +116,24 @@ impl Store {
         self.delete(paths(&records)).await?;
         self.delete(paths(&manifests)).await?;
         self.delete(paths(&files)).await?;
+        self.delete(failed.into_iter().map(|meta| meta.location).collect()).await?;
         Ok(erased)
+    }
+
+    /// Records and events of runs from before `since` that say why a stage failed: such a message may quote what it choked on.
+    async fn failed_runs(&self, since: DateTime<Utc>) -> Result<Vec<ObjectMeta>, Failure> {
+        let mut found = Vec::new();
+        for folder in ["runs", "lineage"] {
+            for meta in self.list(&Path::from(folder)).await?.into_iter().filter(|meta| meta.last_modified <= since) {
+                let Some(content) = self.read(&meta.location).await? else { continue };
+                let says = |line: &[u8]| serde_json::from_slice::<Value>(line).map_or(true, |line| says_why(&line));
+                let mut lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+                if lines.any(says) {
+                    found.push(meta);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Paths of all files that some manifests name, and digests of the blobs among them.
@@ -126,6 +148,12 @@ impl Store {
         }
         Ok((files, blobs))
     }
+}
+
+/// Whether a run's record, or one of its events, has the message of a failure.
+fn says_why(line: &Value) -> bool {
+    let has_failed = line["failures"].as_object().is_some_and(|failures| !failures.is_empty());
+    has_failed || !line["run"]["facets"]["errorMessage"].is_null()
 }
 
 /// `parts/<step>/<record>`: the partition that a file is of.
@@ -167,8 +195,19 @@ mod tests {
             let manifest = store.manifest(&action.expect("an action").manifest).await.expect("read").expect("a manifest");
             assert_eq!(store.missing_file(&manifest).await.expect("listed"), None);
         }
+        for (run, failures) in [("well", serde_json::json!({})), ("ill", serde_json::json!({ "a": { "message": "a text" } }))] {
+            let record = serde_json::json!({ "run": run, "stages": {}, "failures": failures }).to_string();
+            store.write(&Path::from(format!("runs/p/{run}.json")), record.into()).await.expect("written");
+        }
+        let event = serde_json::json!({ "run": { "facets": { "errorMessage": { "message": "a text" } } } });
+        store.write(&Path::from("lineage/p/ill.ndjson"), format!("{{}}\n{event}\n").into()).await.expect("written");
+        store.write(&Path::from("lineage/p/well.ndjson"), "{\"run\":{}}\n".into()).await.expect("written");
         let later = Utc::now() + chrono::Duration::seconds(60);
         let erased = store.erase(&BTreeSet::new(), later, day, false).await.expect("erased");
-        assert_eq!((erased.artifacts, erased.files, erased.young_files), (0, 1, 0), "what no artifact has goes, young as it is");
+        assert_eq!((erased.artifacts, erased.files, erased.young_files), (0, 3, 0), "what no artifact has goes, young as it is");
+        let runs = store.list(&Path::from("runs")).await.expect("listed");
+        assert_eq!(runs.len(), 1, "{runs:?}");
+        assert!(store.read(&Path::from("lineage/p/ill.ndjson")).await.expect("read").is_none());
+        assert!(store.read(&Path::from("lineage/p/well.ndjson")).await.expect("read").is_some());
     }
 }
