@@ -264,7 +264,8 @@ impl Runs {
             return Ok(number - 1);
         }
         let text = written.to_lowercase();
-        let is_meant = |id: &str| text.len() >= LEAST && (id.starts_with(&text) || id.ends_with(&text));
+        let is_part = |id: &str| text.len() >= LEAST && (id.starts_with(&text) || id.ends_with(&text));
+        let is_meant = |id: &str| id == text || is_part(id);
         let meant: Vec<usize> = (0..self.found.len()).filter(|place| is_meant(&self.found[*place].0)).collect();
         let ids = |places: &mut dyn Iterator<Item = usize>| {
             places.take(SHOWN).map(|place| format!("`{}`", self.found[place].0)).collect::<Vec<_>>().join(", ")
