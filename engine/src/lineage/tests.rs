@@ -185,3 +185,20 @@ async fn what_was_made_is_rows_as_long_as_they_say_so() {
     assert_eq!(found.keys().map(|(artifact, _)| *artifact).collect::<Vec<_>>(), [0, 1]);
     assert!(lineage.made_of(vec![(0, "default".into(), Ids::new())]).await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn of_a_source_that_a_mixture_took_nothing_of_nothing_is_in_it() {
+    let mut place = Place::new().await;
+    let documents = place.add("documents", &[("default", (&["row_id"], &[&["d1"], &["d2"]]))], &[]).await;
+    let columns: &[&str] = &["row_id", "parent_id"];
+    let taken = place.add("taken", &[("default", (columns, &[&["a1", "d2"]]))], &[(documents, "default", false)]).await;
+    let left = place.add("left", &[("default", (columns, &[&["b1", "d1"]]))], &[(documents, "default", false)]).await;
+    let sources = [(taken, "default", false), (left, "default", false)];
+    let mixture = place.add("mixture", &[("default", (columns, &[&["m1", "a1"]]))], &sources).await;
+    let (lineage, _folder) = (Lineage::new(&place.environment, place.artifacts), place._folder);
+    let found = lineage.made_of(vec![(documents, "default".into(), ids(&["d1"]))]).await.unwrap();
+    assert_eq!(found.get(&(mixture, "default".to_owned())), None);
+    assert!(found.contains_key(&(left, "default".to_owned())));
+    let found = lineage.made_of(vec![(documents, "default".into(), ids(&["d1", "d2"]))]).await.unwrap();
+    assert_eq!(found.get(&(mixture, "default".to_owned())), Some(&Affected::Rows(ids(&["m1"]))));
+}

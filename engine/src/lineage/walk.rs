@@ -125,7 +125,7 @@ impl Lineage {
     /// Everything that was made of some rows, themselves included: by the artifact's place and the output.
     ///
     /// A row is affected if it names an affected row of what its stage read, or is one that passed through. An output of which
-    /// no row names any row of an affected input is affected as a whole, and so is what was made of an output that is; an empty
+    /// no row names any row of what arrives at the port of an affected input is affected as a whole, and so is what was made of an output that is; an empty
     /// one isn't. Of a port that gives nothing but a vocabulary nothing goes on.
     ///
     /// # Errors
@@ -204,8 +204,15 @@ impl Lineage {
             // A removed row names the one that stayed.
             found.extend(self.naming_any(&table, ids, false).await?);
         }
-        for (edge, _) in above.iter().filter(|_| !is_told) {
-            if !self.names_rows_of(&table, edge).await? {
+        let ports: BTreeSet<&str> = above.iter().filter(|_| !is_told).map(|(edge, _)| edge.port.as_str()).collect();
+        for port in ports {
+            // What one table of a list is named by names the others, too: of one that no row is of, as of a source with weight 0,
+            // nothing went on.
+            let mut is_named = false;
+            for edge in self.artifacts()[artifact].reads.iter().filter(|edge| edge.port == port) {
+                is_named = is_named || self.names_rows_of(&table, edge).await?;
+            }
+            if !is_named {
                 return Ok(Some(Affected::Whole));
             }
         }
