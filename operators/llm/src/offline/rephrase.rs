@@ -4,21 +4,23 @@ use std::collections::HashSet;
 
 use super::document::Document;
 use super::phrasing::Teller;
-use super::question;
+use super::question::{self, Kind};
 use super::rewrite::{joins, normal, shortened};
 use super::text::{mixed, seed, words};
 
 /// A telling has at least so many words, where the text does.
 const MIN_WORDS: usize = 30;
+/// How many clauses further on a partner for one is looked for.
+const PARTNERS: usize = 4;
 
 /// How a text is told again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
-    /// A clause a sentence.
+    /// A clause a sentence, in the text's order.
     Easy,
-    /// In the text's order.
+    /// In the text's order, some sentences of two clauses.
     Medium,
-    /// Clauses of one subject together, in another order.
+    /// As many clauses of one subject together as there are, in another order.
     Hard,
     /// As questions and answers.
     Qa,
@@ -49,50 +51,72 @@ pub(super) fn rephrase(title: &str, text: &str, (name, style): (&str, Style), ma
 fn told(title: &str, text: &str, style: Style, max_words: usize, seed: u64) -> String {
     let document = Document::new(title, text);
     let source = normal(&document.sentences.join(" "));
+    let is_source = |text: &str| source.contains(&normal(text));
     let total: usize = document.sentences.iter().map(|sentence| words(sentence).len()).sum();
     // Less than everything, so that two draws are two texts.
     let share = 60 + (mixed(seed) % 31) as usize;
     let target = max_words.min((total * share / 100).max(MIN_WORDS + 10));
-    let order = order(&document, style, target * 100 / total.max(1), seed);
+    let groups = chosen(&document, style, target, seed, &is_source);
     let mut teller = Teller::new(&document, seed);
-    let (mut out, mut length, mut used) = (Vec::<String>::new(), 0, HashSet::new());
-    for at in 0..order.len() {
-        if used.contains(&order[at]) {
-            continue;
-        }
-        let next = || order[at + 1..].iter().take(4).copied();
-        let partner = match style {
-            Style::Hard => {
-                next().find(|next| !used.contains(next) && joins(&document.clauses[order[at]], &document.clauses[*next]))
-            }
-            _ => None,
-        };
-        let Some(sentence) = teller.tell(order[at], partner, out.is_empty(), &|text| source.contains(&normal(text))) else {
-            continue;
-        };
+    let (mut out, mut length) = (Vec::<String>::new(), 0);
+    for (first, partner) in groups {
+        let Some(sentence) = teller.tell(first, partner, out.is_empty(), &is_source) else { continue };
         let n = words(&sentence).len();
-        if length + n > max_words || length + n > target && length >= MIN_WORDS {
-            continue;
+        // Told in its place, a sentence may be longer than it was alone: a pronoun became a name.
+        if length + n <= max_words {
+            length += n;
+            out.push(sentence);
         }
-        length += n;
-        used.insert(order[at]);
-        used.extend(partner);
-        out.push(sentence);
     }
     if out.is_empty() { shortened(&document, max_words) } else { out.join(" ") }
 }
 
-/// The clauses that are told, about `percent` of them, in the order in which they are.
-fn order(document: &Document, style: Style, percent: usize, seed: u64) -> Vec<usize> {
-    let mut clauses: Vec<usize> = (0..document.clauses.len()).filter(|n| document.clauses[*n].is_apart()).collect();
-    // What is left out is spread over the text; a little more is kept than there is room for.
-    let draw = |n: &usize| mixed(seed ^ (*n as u64 + 1).wrapping_mul(0x9e37_79b9)) % 100;
-    clauses.retain(|n| (draw(n) as usize) < percent + 15);
-    if style == Style::Hard {
-        // Whole sentences change places, so that what belongs together stays so.
-        clauses.sort_by_key(|n| (mixed(seed ^ (document.clauses[*n].sentence as u64).wrapping_mul(0x9e37)), *n));
+/// The clauses that are told in `target` words, some with a partner in the same sentence, in the order in which they are told. Each
+/// is as likely as any other, wherever it stands in the text.
+fn chosen(
+    document: &Document,
+    style: Style,
+    target: usize,
+    seed: u64,
+    is_source: &dyn Fn(&str) -> bool,
+) -> Vec<(usize, Option<usize>)> {
+    let draw = |n: usize| mixed(seed ^ (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let clauses: Vec<usize> = (0..document.clauses.len()).filter(|n| document.clauses[*n].is_apart()).collect();
+    let mut groups: Vec<(usize, Option<usize>)> = Vec::new();
+    let mut used = HashSet::new();
+    for (at, first) in clauses.iter().copied().enumerate() {
+        if !used.insert(first) {
+            continue;
+        }
+        let near = || clauses[at + 1..].iter().copied().take(PARTNERS);
+        let fits = |next: &usize| !used.contains(next) && joins(&document.clauses[first], &document.clauses[*next]);
+        let partner = match style {
+            Style::Hard => near().find(fits),
+            // Every other clause that can have one.
+            Style::Medium if draw(first).is_multiple_of(2) => near().find(fits),
+            _ => None,
+        };
+        used.extend(partner);
+        groups.push((first, partner));
     }
-    clauses
+    let mut order: Vec<usize> = (0..groups.len()).collect();
+    order.sort_by_key(|n| (draw(groups[*n].0), *n));
+    let (mut taken, mut length) = (Vec::new(), 0);
+    for n in order {
+        let (first, partner) = groups[n];
+        let Some(sentence) = Teller::new(document, seed).tell(first, partner, false, is_source) else { continue };
+        let words = words(&sentence).len();
+        // A sentence too long for what is left gives way to a shorter one.
+        if length + words <= target || length == 0 {
+            length += words;
+            taken.push(n);
+        }
+    }
+    match style {
+        Style::Hard => {}
+        Style::Easy | Style::Medium | Style::Qa => taken.sort_unstable(),
+    }
+    taken.into_iter().map(|n| groups[n]).collect()
 }
 
 /// Questions about the text with their answers, from another place for every draw.
@@ -102,12 +126,14 @@ fn questions(title: &str, text: &str, max_words: usize, seed: u64) -> String {
     if all.is_empty() {
         return shortened(&document(), max_words);
     }
+    // What is short for a sentence, a keyword or a title, doesn't read as a conversation.
+    let all: Vec<_> = all.into_iter().filter(|asked| !matches!(asked.kind, Kind::Keyword | Kind::Short)).collect();
     let (mut out, mut length) = (Vec::new(), 0);
     let mut order: Vec<usize> = (0..all.len()).collect();
     order.sort_by_key(|n| (mixed(seed ^ (*n as u64).wrapping_mul(0x51_7cc1)), *n));
     for asked in order.into_iter().map(|n| &all[n]) {
         let line = format!("Question: {}\nAnswer: {}", asked.question, asked.explanation);
-        let n = words(&line).len();
+        let n = line.split_whitespace().count();
         if length + n <= max_words {
             length += n;
             out.push(line);
@@ -142,6 +168,15 @@ mod tests {
             }
         }
         assert!(Style::named("plain").is_none());
+    }
+
+    #[test]
+    fn the_end_of_a_text_is_told_as_often_as_its_beginning() {
+        for style in ["easy", "medium", "hard"] {
+            let told = |name: &str| (0..60).filter(|draw| contains_words(&told(style, 40, *draw), name)).count();
+            let (beginning, end) = (told("142") + told("violet"), told("slate") + told("Hull"));
+            assert!(beginning.abs_diff(end) < 40 && end > 30, "{style}: {beginning} and {end} of 120");
+        }
     }
 
     #[test]
