@@ -104,18 +104,9 @@ fn a_store_on_s3_holds_what_a_local_one_does_and_a_second_run_asks_little() {
 
     assert_eq!(ran(&server, &project, &[]).executed(), Vec::<&str>::new());
     let asked = server.requests();
-    // A stage: which generations there are, the action, the manifest, the files. The run: the store's format, what is forgotten, which
-    // run was the last, its record, and its own events.
-    assert!(
-        asked.len() <= 7 * 4 + 5,
-        "{} requests:
-{}",
-        asked.len(),
-        asked.join(
-            "
-"
-        )
-    );
+    // A stage: which generations there are, the action, the manifest, the files. The run: the store's format, what is
+    // forgotten, which run was the last, its record, and its own events.
+    assert!(asked.len() <= 7 * 4 + 5, "{} requests:\n{}", asked.len(), asked.join("\n"));
 
     ran(&server, &project, &["--force", "pieces"]);
     assert_eq!(server.requests().iter().filter(blob).count(), 0, "another process finds it in the cache");

@@ -125,8 +125,8 @@ impl Lineage {
     /// Everything that was made of some rows, themselves included: by the artifact's place and the output.
     ///
     /// A row is affected if it names an affected row of what its stage read, or is one that passed through. An output of which
-    /// no row names any row of what arrives at the port of an affected input is affected as a whole, and so is what was made of an output that is; an empty
-    /// one isn't. Of a port that gives nothing but a vocabulary nothing goes on.
+    /// no row names any row of what arrives at the port of an affected input is affected as a whole, and so is what was made
+    /// of an output that is; an empty one isn't. Of a port that gives nothing but a vocabulary nothing goes on.
     ///
     /// # Errors
     /// When a table can't be read.

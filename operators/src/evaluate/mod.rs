@@ -111,9 +111,10 @@ pub enum Method {
 /// # Outputs
 /// - default: `metric`, `value`, `low`, `high`, `n` (questions counted). The interval is a percentile bootstrap over
 ///   questions.
-/// - `predictions`: a row per question: `question_id`, `prediction`, `correct`, `score`, `raw`, `context`, `request_id` (of a reader's answer in the memo), and the columns
-///   that every figure is a mean of. For likelihood `raw` is a JSON list: `option`, `log_prob` (after the prompt), `blind`
-///   (after the empty question), `tokens`; for generate it is what the model wrote.
+/// - `predictions`: a row per question: `question_id`, `prediction`, `correct`, `score`, `raw`, `context`, `request_id` (of
+///   a reader's answer in the memo; null for a model), and the columns that every figure is a mean of. For likelihood `raw`
+///   is a JSON list: `option`, `log_prob` (after the prompt), `blind` (after the empty question), `tokens`; for generate it
+///   is what the model wrote.
 ///
 /// | metric | mean of | what it is |
 /// |---|---|---|
