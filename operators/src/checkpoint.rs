@@ -14,7 +14,7 @@ use ingrain_engine::{
     operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports},
     run::{Task, TaskContext},
 };
-use ingrain_student::{Architecture, CheckpointError, Preset, weights::initialise};
+use ingrain_student::{Architecture, CheckpointError, Preset, Random};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,7 @@ pub const TYPE: OperatorType = OperatorType::of::<Checkpoint>("checkpoint", 1);
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
-    /// An architecture that gets random weights: `tiny`.
+    /// An architecture that gets random weights: `tiny`, `small`, `medium` or `large`.
     #[serde(default)]
     pub preset: Option<Preset>,
     /// A folder of a Hugging Face checkpoint. Not built yet.
@@ -97,7 +97,7 @@ impl Task for Make {
         let json = context.table(TOKENIZER)?.blob(&format!("{TOKENIZER_FOLDER}/{FILE}")).await?;
         let tokenizer = ingrain_student::Tokenizer::from_json(&json).map_err(tokenizer::failure)?;
         let architecture = preset.architecture(tokenizer.vocabulary());
-        let weights = initialise(&architecture, context.seed);
+        let weights = Random::new(&architecture, context.seed);
         let checkpoint = ingrain_student::Checkpoint::new(architecture, weights, &json).map_err(failure)?;
         let digest = put_files(context, &checkpoint).await?;
         let row = Row {

@@ -386,6 +386,7 @@ pub struct TaskContext {
     pub(crate) inputs: BTreeMap<String, Vec<Table>>,
     pub(crate) outputs: TaskOutputs,
     pub(crate) scratch: tempfile::TempDir,
+    pub(crate) progress: PathBuf,
 }
 
 impl TaskContext {
@@ -456,6 +457,13 @@ impl TaskContext {
     /// An empty local folder, removed after the task.
     pub fn scratch(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// A local folder, which may not exist yet, for what the task has reached. It belongs to this filling of the stage's key on
+    /// this machine, outlives a process that is killed, and is removed when the stage is committed. Two runs may be at the same
+    /// stage at once.
+    pub fn progress(&self) -> &Path {
+        &self.progress
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     resolve::StageKey,
     session, sources,
     table::{self, Table, scan},
-    task::{TaskWork, run_task},
+    task::{TaskWork, progress, run_task},
     worker::run_in_child,
 };
 use crate::{
@@ -78,7 +78,14 @@ impl StageRun<'_> {
                 "input_tokens": load(&counters.input_tokens), "output_tokens": load(&counters.output_tokens),
             }),
         };
-        self.environment.store.commit(&self.key.key, self.generation, manifest, action).await
+        let committed = self.environment.store.commit(&self.key.key, self.generation, manifest, action).await?;
+        // What is left of it costs room on this disk and nothing else.
+        if let Err(error) = std::fs::remove_dir_all(progress(self.environment).join(&self.key.key))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::debug!(%error, "what a task had reached isn't removed");
+        }
+        Ok(committed)
     }
 
     /// The failure, which is damage if a part that the stage reads was found damaged: not every library hands on our error.
@@ -161,6 +168,7 @@ impl StageRun<'_> {
             seed: stage.seed,
             refresh: self.refresh(),
             folder: format!("parts/{}/{name}", self.key.step),
+            progress: format!("{}/{}", self.key.key, self.generation),
         };
         match stage.operator.resource() {
             Resource::Device => run_in_child(work, self.environment, self.counters.clone()).await,

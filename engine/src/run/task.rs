@@ -1,6 +1,11 @@
 //! Tasks: what one writes, and running one.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, path::Path as FilePath, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    path::{Path as FilePath, PathBuf},
+    sync::Arc,
+};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use futures::FutureExt;
@@ -36,6 +41,13 @@ pub(crate) struct TaskWork {
     pub refresh: Option<String>,
     /// Where its files go: `parts/<step>/<name>`.
     pub folder: String,
+    /// Where under [`progress`] it keeps what it has reached: `<stage key>/<generation>`.
+    pub progress: String,
+}
+
+/// The local folder of what long tasks have reached.
+pub(crate) fn progress(environment: &Environment) -> PathBuf {
+    environment.cache.join("progress")
 }
 
 /// What a task has written so far.
@@ -153,6 +165,7 @@ pub(crate) async fn run_task(
             device: None,
         },
         scratch: tempfile::tempdir()?,
+        progress: progress(&environment).join(&work.progress),
     };
     let result = AssertUnwindSafe(task.run(&mut context)).catch_unwind().await;
     result.unwrap_or_else(|panic| Err(panicked(&work.operator, panic.as_ref())))?;

@@ -52,7 +52,7 @@ impl Examiner {
     /// A checkpoint on a device.
     fn new(checkpoint: &Checkpoint, device: &Device) -> Result<Self, Failure> {
         let tokenizer = checkpoint.tokenizer().map_err(|error| Failure::data(error.to_string()))?;
-        let scorer = Scorer::new(&checkpoint.architecture, &checkpoint.weights, device);
+        let scorer = Scorer::new(&checkpoint.architecture, &*checkpoint.weights, device);
         let scorer = scorer.map_err(|error| Failure::external(error.to_string()))?;
         let blind = prompt(&tokenizer, &render::prompt("")).map_err(|error| Failure::data(error.to_string()))?;
         Ok(Self { scorer, tokenizer, limit: checkpoint.architecture.max_position_embeddings, blind })

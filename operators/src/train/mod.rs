@@ -1,16 +1,18 @@
 //! Trains a student on a mixture.
 
 mod mixture;
+mod samples;
 mod seen;
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration};
 
 use arrow::{
-    array::{ArrayRef, Float64Builder, Int64Builder, RecordBatch, StringBuilder},
+    array::{ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, RecordBatch, StringArray, StringBuilder},
     datatypes::{DataType, Field, SchemaRef},
 };
 use async_trait::async_trait;
 use ingrain_engine::{
+    digest::undigested,
     failure::Failure,
     key,
     operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, Resource, Role},
@@ -18,7 +20,9 @@ use ingrain_engine::{
     spec::Size,
 };
 pub use ingrain_student::Place;
-use ingrain_student::{Device, DeviceError, Event, Job, Settings, TrainError, Trained};
+use ingrain_student::{
+    Architecture, Device, DeviceError, Event, Every, Job, Lora, Precision, Progress, Rule, Settings, TrainError, Trained, Watched,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,12 +37,20 @@ pub const MIXTURE: &str = "mixture";
 /// The port of the checkpoint to start from.
 pub const BASE: &str = "base";
 const METRICS: &str = "metrics";
+const SAMPLES: &str = "samples";
+const ADAPTER: &str = "adapter";
 const TOKENIZER: &str = "tokenizer";
 
-/// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 1);
+/// What a training has reached is saved after this time, where no steps are given.
+const SAVE_AFTER: Duration = Duration::from_secs(120);
+/// Held-out rows that the model is asked to go on with, and the most tokens of each that it is shown.
+const PROMPTS: (usize, usize) = (3, 32);
 
-/// Trains all weights of a checkpoint on a mixture, by AdamW with a linear warm-up and a cosine to 0.
+/// The row of the operator table.
+pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
+    .unkeyed(&[("save_every", "it decides how much of a training that was killed is done again, and nothing of what it gives")]);
+
+/// Trains a checkpoint on a mixture: all its weights, or an adapter beside them. A linear warm-up, then a cosine to 0.
 ///
 /// Rows are trained on in the mixture's order in the first epoch, and in orders of their own, by seed, in every later one.
 /// A row is the begin token (if the tokenizer has one), `text` and the end token, put whole into a sequence beside others
@@ -58,6 +70,13 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 1);
 /// their share, and all rows with one `parent_id` are held out together, repeats included. Which they are depends on the
 /// `parent_id` alone: neither the seed nor the budget moves one.
 ///
+/// A training that was killed goes on from what it saved last, in the local cache folder, and gives the same as one that wasn't: on the
+/// CPU to the bit. Updates are made to 32-bit weights, whatever the precision; on the CPU everything is computed in 32 bits, and
+/// `precision` is that of the files.
+///
+/// What doesn't fit into a device's memory may fit with a smaller `micro_batch` or `sequence` (what is computed at a time), with
+/// `fused_update` (12 to 14 bytes a weight in 16-bit precision), with `optimizer: adafactor` (6 to 8), or with `lora` (2 and a little).
+///
 /// The stage runs where `--device` says, in a process of its own. On the CPU the weights come out the same for any number of
 /// threads; on a GPU they differ in their last digits from run to run. Beside the model, the tokens of the mixture are in
 /// memory: 4 bytes each, and some 60 bytes a row.
@@ -73,6 +92,10 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 1);
 ///   in nats over tokens, as every loss here.
 /// - `metrics`: a row for each step: `step`, `tokens` (trained on until then, repeats counted, padding not), `loss` (before
 ///   the step's update), `learning_rate`, `gradient_norm` (before it is clipped), `heldout_loss` (null where it wasn't measured).
+/// - `samples`: how the model goes on with the beginnings of three held-out rows, wherever their loss is measured: `step`,
+///   `prompt` (the beginning), `text` (what the model says, the likeliest token each time), `expected` (what the row says).
+/// - `adapter`, with `lora`: one row, `uri`, `digest` (of the folder's files), `rank`, `alpha`. The folder, as PEFT reads it, lies
+///   beside it as `adapter/...`. The default output is the model with the adapter merged into it.
 /// - `tokenizer`: the base's.
 ///
 /// # Example
@@ -97,6 +120,24 @@ pub struct Train {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub batch: Option<u32>,
+    /// Sequences that are computed at a time; the gradient of a step is theirs together. Default: all of a step on the CPU, and on
+    /// a device as many as have some 8,192 tokens.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub micro_batch: Option<u32>,
+    /// How an update is made of a gradient. Default `adamw`.
+    #[serde(default)]
+    pub optimizer: Rule,
+    /// What the trained weights are stored in, and on a CUDA device computed in: `f32` or `bf16`. Default: the base's.
+    #[serde(default)]
+    pub precision: Option<Precision>,
+    /// Trains an adapter of this rank beside every projection, in place of all weights: `{ rank: 32, alpha: 64 }`.
+    #[serde(default)]
+    pub lora: Option<Lora>,
+    /// On a device, updates each tensor as soon as its gradient is there; the gradient is then clipped by the norm of the step
+    /// before. Default false.
+    #[serde(default)]
+    pub fused_update: bool,
     /// The share of steps over which the learning rate rises from 0. Default 0.05.
     #[serde(default = "twentieth")]
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -132,6 +173,11 @@ pub struct Train {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub evaluate_every: Option<u32>,
+    /// Steps between two savings of what the training has reached. Left out: every two minutes, or less often where saving takes
+    /// long.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub save_every: Option<u32>,
 }
 
 /// Which tokens a model learns to predict.
@@ -201,14 +247,25 @@ impl Operator for Train {
         for (field, value) in positive.into_iter().filter(|(_, value)| !(value.is_finite() && *value > 0.0)) {
             mistakes.push(Invalid::new(field, format!("is {value}; it must be above 0")));
         }
+        if let Some(lora) = self.lora {
+            if lora.rank == 0 {
+                mistakes.push(Invalid::new("/lora/rank", "is 0; it must be at least 1"));
+            }
+            if !(lora.alpha.is_finite() && lora.alpha > 0.0) {
+                mistakes.push(Invalid::new("/lora/alpha", format!("is {}; it must be above 0", lora.alpha)));
+            }
+        }
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
-        Ok(vec![
+        let mut outputs = vec![
             Output::new(DEFAULT_OUTPUT, checkpoint::fields(true)),
             Output::new(METRICS, metrics_fields()),
+            Output::new(SAMPLES, samples_fields()),
             Output::new(TOKENIZER, tokenizer::fields()),
-        ])
+        ];
+        outputs.extend(self.lora.map(|_| Output::new(ADAPTER, adapter_fields())));
+        Ok(outputs)
     }
 
     fn lower(&self, _: &Inputs) -> Lowering {
@@ -225,8 +282,8 @@ impl Operator for Train {
 }
 
 impl Train {
-    /// The settings for a base with random weights, or another.
-    fn settings(&self, random: bool) -> Settings {
+    /// The settings for a base with random weights, or another, of that precision.
+    fn settings(&self, random: bool, precision: Precision) -> Settings {
         let defaults = if random { Settings::default() } else { Settings::pretrained() };
         let count = |given: Option<u32>, default: usize| given.map_or(default, |given| given as usize);
         Settings {
@@ -236,6 +293,11 @@ impl Train {
             learning_rate: self.learning_rate.unwrap_or(defaults.learning_rate),
             warmup: self.warmup,
             weight_decay: self.weight_decay,
+            micro_batch: self.micro_batch.map(|sequences| sequences as usize),
+            optimizer: self.optimizer,
+            precision: self.precision.unwrap_or(precision),
+            lora: self.lora,
+            fused_update: self.fused_update,
             beta1: self.beta1,
             beta2: self.beta2,
             epsilon: self.epsilon,
@@ -255,7 +317,7 @@ impl Task for Learn {
         let table = context.table(BASE)?;
         let start = Start::of(&table.collect().await?)?;
         let base = ingrain_student::Checkpoint::read(&table.folder(FOLDER).await?).map_err(checkpoint::failure)?;
-        let settings = self.0.settings(start.is_random());
+        let settings = self.0.settings(start.is_random(), base.architecture.precision());
         let longest = base.architecture.max_position_embeddings;
         if settings.sequence_length > longest {
             return Err(Failure::data(format!(
@@ -265,58 +327,130 @@ impl Task for Learn {
         }
         let tokenizer = base.tokenizer().map_err(checkpoint::failure)?;
         let (rows, heldout) = mixture::read(context, &tokenizer, &self.0).await?;
+        let prompts = samples::prompts(&heldout, PROMPTS);
+        let expected = samples::texts(&tokenizer, &prompts)?;
 
-        let (architecture, files) = (base.architecture.clone(), base.files);
-        let job = Job { architecture: base.architecture, weights: base.weights, rows, heldout, settings, seed: context.seed };
-        let (trained, events) = learn(job, device, context.counters.clone()).await?;
+        let files = base.files;
+        let every = self.0.save_every.map_or(Every::Time(SAVE_AFTER), |steps| Every::Steps(steps as usize));
+        let job = Job {
+            architecture: base.architecture,
+            weights: base.weights,
+            rows,
+            watched: Watched {
+                heldout,
+                prompts: prompts.into_iter().map(|(prompt, _)| prompt).collect(),
+                stop: vec![tokenizer.end_id()],
+            },
+            settings,
+            seed: context.seed,
+            progress: Some(Progress { folder: context.progress().to_path_buf(), every }),
+        };
+        let folders = Folders {
+            checkpoint: context.scratch().join(FOLDER),
+            adapter: context.scratch().join(ADAPTER),
+            base: start.row_id.clone(),
+            files: files.clone(),
+        };
+        let Learnt { events, tokens, steps, loss, architecture } = learn(job, device, context.counters.clone(), folders).await?;
 
-        let checkpoint = ingrain_student::Checkpoint { architecture, weights: trained.weights, files };
-        let digest = checkpoint::put_files(context, &checkpoint).await?;
-        let step = start.step + number(trained.steps as u64);
+        let digest = context.put_folder(DEFAULT_OUTPUT, FOLDER, &context.scratch().join(FOLDER)).await?;
+        let step = start.step + number(steps as u64);
         let row = Row {
             row_id: key::row_id("train", 0, &[&start.row_id], 0, step as u64),
             parent_id: Some(start.row_id.clone()),
             digest,
-            architecture: checkpoint::described(&checkpoint.architecture)?,
+            architecture: checkpoint::described(&architecture)?,
             step,
-            tokens: start.tokens + number(trained.tokens),
-            loss: Some(trained.loss),
+            tokens: start.tokens + number(tokens),
+            loss: Some(loss),
         };
         context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
         context.write(METRICS, metrics(context.schema(METRICS)?, &start.row_id, &events)?).await?;
-        let json = checkpoint.files.get(tokenizer::FILE).ok_or_else(|| Failure::bug("a checkpoint without a tokenizer"))?;
+        context.write(SAMPLES, samples::rows(context.schema(SAMPLES)?, &start.row_id, &events, &expected, &tokenizer)?).await?;
+        if let Some(lora) = self.0.lora {
+            let digest = context.put_folder(ADAPTER, ADAPTER, &context.scratch().join(ADAPTER)).await?;
+            context.write(ADAPTER, adapter_row(context.schema(ADAPTER)?, &start.row_id, digest, lora)?).await?;
+        }
+        let json = files.get(tokenizer::FILE).ok_or_else(|| Failure::bug("a checkpoint without a tokenizer"))?;
         tokenizer::put(context, TOKENIZER, json).await
     }
 }
 
-/// Trains on a thread of its own, which says how far it is, and gives what every step measured.
-async fn learn(job: Job, device: Device, counters: Arc<Counters>) -> Result<(Trained, Vec<Event>), Failure> {
+/// Where a trained model is written.
+struct Folders {
+    checkpoint: PathBuf,
+    adapter: PathBuf,
+    /// What an adapter calls its base.
+    base: String,
+    /// The small files of the checkpoint.
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+/// What is left of a training when its model is written.
+struct Learnt {
+    events: Vec<Event>,
+    tokens: u64,
+    steps: usize,
+    loss: f64,
+    architecture: Architecture,
+}
+
+/// Trains on a thread of its own, which says how far it is, and writes the model from there: tensors of a device belong to one thread.
+async fn learn(job: Job, device: Device, counters: Arc<Counters>, folders: Folders) -> Result<Learnt, Failure> {
     let training = tokio::task::spawn_blocking(move || {
-        let mut events = Vec::new();
+        let flops = job.architecture.training_flops(job.settings.sequence_length);
         let trained = ingrain_student::train(job, &device, &mut |event| {
-            counters.say(progress(&event));
+            counters.say(progress(event, flops));
             counters.progress(event.step as u64, event.steps as u64);
-            events.push(event);
             ControlFlow::Continue(())
-        })?;
-        Ok((trained, events))
+        })
+        .map_err(train_failure)?;
+        trained.write(&folders.checkpoint, &folders.files).map_err(checkpoint::failure)?;
+        if let Some(adapter) = trained.adapter().map_err(train_failure)? {
+            adapter.write(&folders.adapter, &folders.base).map_err(checkpoint::failure)?;
+        }
+        let architecture = trained.architecture().clone();
+        let Trained { events, tokens, steps, loss, .. } = trained;
+        Ok(Learnt { events, tokens, steps, loss, architecture })
     });
     match training.await {
-        Ok(result) => result.map_err(train_failure),
+        Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(error) => Err(Failure::bug(error.to_string())),
     }
 }
 
-fn progress(event: &Event) -> String {
-    let heldout = event.heldout_loss.map(|loss| format!(", held-out loss {loss:.2}")).unwrap_or_default();
+/// "step 120 of 2,344, loss 2.31, held-out loss 2.40, learning rate 2.9e-3, gradient 0.41, 4,100 tokens/s, 21 GFLOP/s, 2.1 GB"
+fn progress(event: &Event, flops_per_token: f64) -> String {
+    let heldout = event.seen.as_ref().and_then(|seen| seen.heldout_loss);
+    let heldout = heldout.map(|loss| format!(", held-out loss {loss:.2}")).unwrap_or_default();
+    let memory = peak_memory().map(|bytes| format!(", {:.1} GB", bytes as f64 / 1e9)).unwrap_or_default();
     format!(
-        "step {} of {}, loss {:.2}{heldout}, {} tokens/s",
+        "step {} of {}, loss {:.2}{heldout}, learning rate {:.1e}, gradient {:.2}, {} tokens/s, {}{memory}",
         grouped(event.step as u64),
         grouped(event.steps as u64),
         event.loss,
-        grouped(event.tokens_per_second.max(0.0) as u64)
+        event.learning_rate,
+        event.gradient_norm,
+        grouped(event.tokens_per_second.max(0.0) as u64),
+        rate(event.tokens_per_second.max(0.0) * flops_per_token),
     )
+}
+
+/// "21 GFLOP/s"
+fn rate(flops: f64) -> String {
+    match flops {
+        _ if flops >= 1e12 => format!("{:.1} TFLOP/s", flops / 1e12),
+        _ => format!("{:.1} GFLOP/s", flops / 1e9),
+    }
+}
+
+/// The most memory that this process has had, in bytes, where the system says so.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes << 10)
 }
 
 /// A number with a comma between thousands.
@@ -346,7 +480,7 @@ pub fn device(name: &str) -> Result<Device, Failure> {
 fn train_failure(error: TrainError) -> Failure {
     match error {
         TrainError::Device { device, said } => Failure::external(format!("`{device}` failed: {said}"))
-            .hint("if its memory ran out, lower `batch` or `sequence`, or choose a smaller model"),
+            .hint("if its memory ran out: lower `micro_batch` or `sequence`, set `fused_update: true`, or train a `lora`"),
         TrainError::Token { .. } => {
             Failure::bug(error.to_string()).hint("the checkpoint's tokenizer gives tokens that the model doesn't have")
         }
@@ -356,6 +490,42 @@ fn train_failure(error: TrainError) -> Failure {
 
 fn number(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn adapter_fields() -> Vec<Field> {
+    vec![
+        Field::new("row_id", DataType::Utf8, false),
+        Field::new("parent_id", DataType::Utf8, false),
+        undigested(Field::new("uri", DataType::Utf8, false)),
+        Field::new("digest", DataType::Utf8, false),
+        Field::new("rank", DataType::Int64, false),
+        Field::new("alpha", DataType::Float64, false),
+    ]
+}
+
+fn adapter_row(schema: SchemaRef, base: &str, digest: String, lora: Lora) -> Result<RecordBatch, Failure> {
+    let text = |value: String| Arc::new(StringArray::from(vec![value])) as ArrayRef;
+    let columns: Vec<ArrayRef> = vec![
+        text(key::row_id("train.adapter", 0, &[base], 0, 0)),
+        text(base.to_owned()),
+        text(ADAPTER.to_owned()),
+        text(digest),
+        Arc::new(Int64Array::from(vec![number(lora.rank as u64)])),
+        Arc::new(Float64Array::from(vec![lora.alpha])),
+    ];
+    Ok(RecordBatch::try_new(schema, columns)?)
+}
+
+fn samples_fields() -> Vec<Field> {
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    vec![
+        text("row_id"),
+        text("parent_id"),
+        Field::new("step", DataType::Int64, false),
+        text("prompt"),
+        text("text"),
+        text("expected"),
+    ]
 }
 
 fn metrics_fields() -> Vec<Field> {
@@ -385,7 +555,7 @@ fn metrics(schema: SchemaRef, base: &str, events: &[Event]) -> Result<RecordBatc
         loss.append_value(event.loss);
         rate.append_value(event.learning_rate);
         norm.append_value(event.gradient_norm);
-        heldout.append_option(event.heldout_loss);
+        heldout.append_option(event.seen.as_ref().and_then(|seen| seen.heldout_loss));
     }
     let columns: Vec<ArrayRef> = vec![
         Arc::new(row_id.finish()),

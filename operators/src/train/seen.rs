@@ -49,10 +49,10 @@ impl Training {
         let config: Train = serde_json::from_value(self.config.clone())
             .map_err(|error| Failure::data(format!("the training's config is of another version: {error}")))?;
         let base = self.base.collect().await?;
-        let settings = config.settings(Start::of(&base)?.is_random());
         let described = base.iter().find(|rows| rows.num_rows() > 0).ok_or_else(|| Failure::data("a base without rows"))?;
         let architecture = Architecture::from_json(text(described, "architecture")?.value(0).as_bytes())
             .map_err(|error| Failure::data(format!("the base's `architecture`: {error}")))?;
+        let settings = config.settings(Start::of(&base)?.is_random(), architecture.precision());
         let json = self.base.blob(&format!("{FOLDER}/{FILE}")).await?;
         let tokenizer = ingrain_student::checkpoint::tokenizer(&architecture, &json).map_err(failure)?;
 

@@ -4,6 +4,8 @@ use arrow::{
 };
 use serde_json::{Value, json};
 
+use ingrain_student::Seen;
+
 use super::{
     mixture::{divide, encode, encoded, lot, row, tokens},
     *,
@@ -16,14 +18,14 @@ fn config(value: Value) -> Train {
 #[test]
 fn defaults_are_those_of_the_base() {
     let nothing = config(json!({}));
-    assert_eq!(nothing.settings(true), Settings::default());
-    assert_eq!(nothing.settings(false), Settings::pretrained());
+    assert_eq!(nothing.settings(true, Precision::F32), Settings::default());
+    assert_eq!(nothing.settings(false, Precision::F32), Settings::pretrained());
     let given =
         config(json!({ "epochs": 3, "learning_rate": 0.1, "sequence": "1Ki", "batch": 4, "clip": 0.5, "evaluate_every": 7 }));
     for random in [true, false] {
-        let settings = given.settings(random);
+        let settings = given.settings(random, Precision::Bf16);
         assert_eq!((settings.epochs, settings.learning_rate, settings.sequence_length, settings.batch_size), (3, 0.1, 1024, 4));
-        assert_eq!((settings.clip_norm, settings.evaluate_every), (0.5, Some(7)));
+        assert_eq!((settings.clip_norm, settings.evaluate_every, settings.precision), (0.5, Some(7), Precision::Bf16));
     }
 }
 
@@ -33,7 +35,13 @@ fn settings_that_can_not_be_used_are_named_as_written() {
     let fields: Vec<String> = wrong.bind(&Inputs::default()).unwrap_err().into_iter().map(|mistake| mistake.field).collect();
     assert_eq!(fields, ["/sequence", "/beta2", "/heldout", "/epsilon", "/learning_rate"]);
     let outputs = config(json!({})).bind(&Inputs::default()).unwrap();
-    assert_eq!(outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>(), [DEFAULT_OUTPUT, METRICS, TOKENIZER]);
+    assert_eq!(
+        outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>(),
+        [DEFAULT_OUTPUT, METRICS, SAMPLES, TOKENIZER]
+    );
+    let outputs = config(json!({ "lora": { "rank": 4 } })).bind(&Inputs::default()).unwrap();
+    assert_eq!(outputs.last().map(|output| output.name.as_str()), Some(ADAPTER));
+    assert_eq!(config(json!({ "lora": { "rank": 0 } })).bind(&Inputs::default()).unwrap_err()[0].field, "/lora/rank");
     let message = train_failure(TrainError::Device { device: Device::Cuda(0), said: "out of memory".into() });
     assert_eq!(
         (message.message.as_str(), message.fault),
@@ -94,10 +102,13 @@ fn what_a_step_measured_becomes_a_row() {
         learning_rate: 1e-3,
         gradient_norm: 0.5,
         tokens_per_second: 4100.7,
-        heldout_loss,
+        seen: Some(Seen { heldout_loss, samples: vec![] }),
     };
-    assert_eq!(progress(&event(120, None)), "step 120 of 2,344, loss 2.31, 4,100 tokens/s");
-    assert_eq!(progress(&event(2344, Some(1.5))), "step 2,344 of 2,344, loss 2.31, held-out loss 1.50, 4,100 tokens/s");
+    let said = progress(&event(120, None), 5e6);
+    let start = "step 120 of 2,344, loss 2.31, learning rate 1.0e-3, gradient 0.50, 4,100 tokens/s, 20.5 GFLOP/s";
+    assert!(said.starts_with(start), "{said}");
+    assert!(progress(&event(2344, Some(1.5)), 5e9).contains("loss 2.31, held-out loss 1.50, "));
+    assert_eq!(rate(2.5e13), "25.0 TFLOP/s");
     assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     let rows = metrics(Arc::new(Schema::new(metrics_fields())), "base", &[event(1, None), event(2, Some(1.5))]).unwrap();
     assert_eq!(rows.num_rows(), 2);
@@ -114,13 +125,27 @@ async fn a_training_on_the_processor_gives_weights_and_an_event_a_step() {
     let weights = ingrain_student::weights::initialise(&architecture, 1);
     let row =
         |text: &str| ingrain_student::Row::whole(tokenizer.begin_id(), &[], &tokenizer.encode(text).unwrap(), tokenizer.end_id());
-    let settings = config(json!({ "sequence": 64, "batch": 1, "epochs": 3 })).settings(true);
-    let rows: Vec<_> = texts.iter().map(|text| row(text)).collect();
-    let job = Job { architecture, weights: weights.clone(), rows: rows.clone(), heldout: rows, settings, seed: 7 };
-    let counters = Arc::new(Counters::default());
-    let (trained, events) = learn(job, Device::Cpu, counters.clone()).await.unwrap();
-    assert_eq!((trained.steps, events.len(), trained.finished), (events[0].steps, events[0].steps, true));
-    assert_ne!(trained.weights, weights);
-    assert!(events.last().unwrap().heldout_loss.is_some());
-    assert!(counters.message.lock().unwrap().starts_with(&format!("step {} of {}", events.len(), events.len())));
+    for lora in [false, true] {
+        let mut settings = config(json!({ "sequence": 64, "batch": 1, "epochs": 3 })).settings(true, Precision::F32);
+        settings.lora = lora.then_some(Lora { rank: 2, alpha: 4.0 });
+        let (architecture, weights, json) = (architecture.clone(), weights.clone(), json.clone());
+        let rows: Vec<_> = texts.iter().map(|text| row(text)).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let watched = Watched { heldout: rows.clone(), prompts: vec![rows[0].ids[..4].to_vec()], stop: vec![] };
+        let weights = Arc::new(weights);
+        let job = Job { architecture, weights, rows, watched, settings, seed: 7, progress: None };
+        let counters = Arc::new(Counters::default());
+        let files = BTreeMap::from([(tokenizer::FILE.to_owned(), json.into_bytes())]);
+        let folders = Folders { checkpoint: at("checkpoint"), adapter: at("adapter"), base: "base".into(), files };
+        let learnt = learn(job, Device::Cpu, counters.clone(), folders).await.unwrap();
+        assert_eq!((learnt.steps, learnt.events.len()), (learnt.events[0].steps, learnt.events[0].steps));
+        let read = ingrain_student::Checkpoint::read(&at("checkpoint")).unwrap();
+        assert_eq!(&read.architecture, &learnt.architecture);
+        assert_eq!(at("adapter").exists(), lora);
+        let seen = learnt.events.last().unwrap().seen.as_ref().unwrap();
+        assert!(seen.heldout_loss.is_some() && seen.samples.len() == 1);
+        let count = learnt.events.len();
+        assert!(counters.message.lock().unwrap().starts_with(&format!("step {count} of {count}")));
+    }
 }

@@ -37,12 +37,56 @@ impl TokenIds {
     }
 }
 
-/// A Llama model's `config.json`. Keys that mean nothing here are kept in `rest` and written back as they came.
+/// The families of models that are implemented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Llama 2 and 3: `LlamaForCausalLM`.
+    Llama,
+    /// Qwen3, dense: Llama with a norm over each head of queries and keys. `Qwen3ForCausalLM`.
+    Qwen3,
+}
+
+impl Family {
+    /// Every family, by its `model_type`.
+    const ALL: [(&'static str, Self); 2] = [("llama", Self::Llama), ("qwen3", Self::Qwen3)];
+
+    fn named(model_type: &str) -> Result<Self, ArchitectureError> {
+        let found = Self::ALL.into_iter().find(|(name, _)| *name == model_type);
+        found.map(|(_, family)| family).ok_or_else(|| {
+            let known = Self::ALL.map(|(name, _)| format!("`{name}`")).join(" and ");
+            ArchitectureError::Unsupported(format!("`model_type` is `{model_type}`: {known} are implemented"))
+        })
+    }
+}
+
+/// What numbers a checkpoint's weights are, and what it is trained in where the device can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// 16-bit floats with the exponent of 32-bit ones.
+    Bf16,
+}
+
+impl Precision {
+    /// As `config.json` writes it.
+    pub fn dtype(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+/// A model's `config.json`. Keys that mean nothing here are kept in `rest` and written back as they came.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Architecture {
-    /// `["LlamaForCausalLM"]`.
+    /// `["LlamaForCausalLM"]` or `["Qwen3ForCausalLM"]`.
+    #[serde(default)]
     pub architectures: Vec<String>,
-    /// `llama`.
+    /// `llama` or `qwen3`.
     pub model_type: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -52,10 +96,10 @@ pub struct Architecture {
     pub num_hidden_layers: usize,
     /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Number of key and value heads; as many as query heads where it is missing.
+    /// Number of key and value heads; where it is missing, as many as query heads, and 32 in a Qwen3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_key_value_heads: Option<usize>,
-    /// Width of a head; `hidden_size / num_attention_heads` where it is missing.
+    /// Width of a head; where it is missing, `hidden_size / num_attention_heads`, and 128 in a Qwen3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
     /// Number of token ids.
@@ -81,7 +125,7 @@ pub struct Architecture {
     /// `silu`.
     #[serde(default = "default_hidden_act")]
     pub hidden_act: String,
-    /// Whether the attention projections have a bias; only `false` is implemented.
+    /// Whether the attention projections have a bias.
     #[serde(default)]
     pub attention_bias: bool,
     /// Whether the feed-forward projections have a bias; only `false` is implemented.
@@ -131,9 +175,15 @@ fn default_hidden_act() -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
-    /// 2 layers of width 128, 4 heads, feed-forward 336, tied embeddings: learns some hundred thousand tokens in about a
-    /// minute on two cores.
+    /// 2 layers of width 128, 4 heads, feed-forward 336: learns some hundred thousand tokens in about a minute on two cores.
     Tiny,
+    /// 4 layers of width 256, 8 heads over 4 of keys and values, feed-forward 688.
+    Small,
+    /// 8 layers of width 512, 8 heads over 4 of keys and values, feed-forward 1,376.
+    Medium,
+    /// 12 layers of width 768, 12 heads over 4 of keys and values, feed-forward 2,048: about 0.1 billion weights with a
+    /// vocabulary of 32 thousand.
+    Large,
 }
 
 impl Preset {
@@ -141,6 +191,9 @@ impl Preset {
     pub fn architecture(self, vocabulary: usize) -> Architecture {
         match self {
             Self::Tiny => Architecture::llama(vocabulary, 128, 336, 2, 4, 4),
+            Self::Small => Architecture::llama(vocabulary, 256, 688, 4, 8, 4),
+            Self::Medium => Architecture::llama(vocabulary, 512, 1376, 8, 8, 4),
+            Self::Large => Architecture::llama(vocabulary, 768, 2048, 12, 12, 4),
         }
     }
 }
@@ -190,6 +243,13 @@ impl Architecture {
     /// # Errors
     /// When it isn't one, or asks for what isn't implemented.
     pub fn from_json(json: &[u8]) -> Result<Self, ArchitectureError> {
+        /// What every configuration has: a model of another family lacks fields, too, and is to be named first.
+        #[derive(Deserialize)]
+        struct Kind {
+            model_type: String,
+        }
+        let kind: Kind = serde_json::from_slice(json)?;
+        Family::named(&kind.model_type)?;
         let architecture: Self = serde_json::from_slice(json)?;
         architecture.check()?;
         Ok(architecture)
@@ -201,16 +261,24 @@ impl Architecture {
     /// Names the field, its value and what would be right.
     pub fn check(&self) -> Result<(), ArchitectureError> {
         let wrong = |text: String| Err(ArchitectureError::Unsupported(text));
-        if self.model_type != "llama" {
-            return wrong(format!("`model_type` is `{}`: only `llama` is implemented", self.model_type));
-        }
+        self.family()?;
         if self.hidden_act != "silu" {
             return wrong(format!("`hidden_act` is `{}`: only `silu` is implemented", self.hidden_act));
         }
-        for (name, value) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
-            if value {
-                return wrong(format!("`{name}` is `true`: only `false` is implemented"));
-            }
+        if self.mlp_bias {
+            return wrong("`mlp_bias` is `true`: only `false` is implemented".into());
+        }
+        if self.rest.contains_key("quantization_config") {
+            return wrong(
+                "the weights are quantised (`quantization_config`): take the checkpoint that they were made from".into(),
+            );
+        }
+        let windows = self.rest.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
+        let layers = self.rest.get("layer_types").and_then(Value::as_array).into_iter().flatten();
+        let other = layers.filter_map(Value::as_str).find(|kind| *kind != "full_attention");
+        if windows || other.is_some() {
+            let what = other.unwrap_or("sliding_attention");
+            return wrong(format!("a layer's attention is `{what}`: only `full_attention` is implemented"));
         }
         // The limits are far above any published model; they keep products of sizes from overflowing.
         let sizes = [
@@ -244,14 +312,44 @@ impl Architecture {
         self.rope_frequencies().map(|_| ())
     }
 
+    /// The family that `model_type` names.
+    ///
+    /// # Errors
+    /// When it isn't implemented: the message lists those that are.
+    pub fn family(&self) -> Result<Family, ArchitectureError> {
+        Family::named(&self.model_type)
+    }
+
+    fn is_qwen3(&self) -> bool {
+        self.family().is_ok_and(|family| family == Family::Qwen3)
+    }
+
     /// The number of key and value heads.
     pub fn key_value_heads(&self) -> usize {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+        self.num_key_value_heads.unwrap_or(if self.is_qwen3() { 32 } else { self.num_attention_heads })
     }
 
     /// The width of a head.
     pub fn head_dim(&self) -> usize {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+        self.head_dim.unwrap_or_else(|| if self.is_qwen3() { 128 } else { self.hidden_size / self.num_attention_heads.max(1) })
+    }
+
+    /// Whether each head of queries and keys goes through a norm of its own before the rotary positions.
+    pub fn normalises_heads(&self) -> bool {
+        self.is_qwen3()
+    }
+
+    /// What numbers the weights are, by `dtype` (before transformers 5: `torch_dtype`): what isn't `bfloat16` counts as
+    /// 32-bit floats.
+    pub fn precision(&self) -> Precision {
+        let dtype = ["dtype", "torch_dtype"].iter().find_map(|key| self.rest.get(*key)).and_then(Value::as_str);
+        if dtype == Some(Precision::Bf16.dtype()) { Precision::Bf16 } else { Precision::F32 }
+    }
+
+    /// Says that the weights are of this precision.
+    pub fn set_precision(&mut self, precision: Precision) {
+        let key = if self.rest.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        self.rest.insert(key.into(), precision.dtype().into());
     }
 
     /// The number of weights.
@@ -259,30 +357,60 @@ impl Architecture {
         self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
+    /// Floating-point operations that training takes for a token in documents of `length`: six a weight that is multiplied with,
+    /// and attention over half of the document (Kaplan et al., arXiv 2001.08361, section 2.1).
+    pub fn training_flops(&self, length: usize) -> f64 {
+        let matrices =
+            self.tensors().into_iter().filter(|(_, shape)| shape.len() > 1).map(|(_, shape)| shape.iter().product::<usize>());
+        let embedding = if self.tie_word_embeddings { 0 } else { self.vocab_size * self.hidden_size };
+        let attention = self.num_hidden_layers * self.num_attention_heads * self.head_dim() * length;
+        6.0 * (matrices.sum::<usize>() - embedding + attention) as f64
+    }
+
     /// Name and shape of every tensor, in the order of the forward pass; matrices are `[out, in]`.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (hidden, feed_forward) = (self.hidden_size, self.intermediate_size);
-        let query = self.num_attention_heads * self.head_dim();
-        let key_value = self.key_value_heads() * self.head_dim();
-        let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, hidden])];
+        let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, self.hidden_size])];
         for layer in 0..self.num_hidden_layers {
-            let shapes: [(&str, Vec<usize>); 9] = [
-                ("input_layernorm", vec![hidden]),
-                ("self_attn.q_proj", vec![query, hidden]),
-                ("self_attn.k_proj", vec![key_value, hidden]),
-                ("self_attn.v_proj", vec![key_value, hidden]),
-                ("self_attn.o_proj", vec![hidden, query]),
-                ("post_attention_layernorm", vec![hidden]),
-                ("mlp.gate_proj", vec![feed_forward, hidden]),
-                ("mlp.up_proj", vec![feed_forward, hidden]),
-                ("mlp.down_proj", vec![hidden, feed_forward]),
-            ];
-            tensors.extend(shapes.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)));
+            let named = |(name, shape): (&str, Vec<usize>)| (format!("model.layers.{layer}.{name}"), shape);
+            tensors.extend(self.layer_tensors().into_iter().map(named));
         }
-        tensors.push(("model.norm.weight".into(), vec![hidden]));
+        tensors.push(("model.norm.weight".into(), vec![self.hidden_size]));
         if !self.tie_word_embeddings {
-            tensors.push(("lm_head.weight".into(), vec![self.vocab_size, hidden]));
+            tensors.push(("lm_head.weight".into(), vec![self.vocab_size, self.hidden_size]));
         }
+        tensors
+    }
+
+    /// Name and shape of a layer's tensors, in the order of its forward pass.
+    pub(crate) fn layer_tensors(&self) -> Vec<(&'static str, Vec<usize>)> {
+        let (hidden, feed_forward, head) = (self.hidden_size, self.intermediate_size, self.head_dim());
+        let (query, key_value) = (self.num_attention_heads * head, self.key_value_heads() * head);
+        let mut tensors = vec![
+            ("input_layernorm.weight", vec![hidden]),
+            ("self_attn.q_proj.weight", vec![query, hidden]),
+            ("self_attn.k_proj.weight", vec![key_value, hidden]),
+            ("self_attn.v_proj.weight", vec![key_value, hidden]),
+        ];
+        if self.attention_bias {
+            tensors.extend([
+                ("self_attn.q_proj.bias", vec![query]),
+                ("self_attn.k_proj.bias", vec![key_value]),
+                ("self_attn.v_proj.bias", vec![key_value]),
+            ]);
+        }
+        if self.normalises_heads() {
+            tensors.extend([("self_attn.q_norm.weight", vec![head]), ("self_attn.k_norm.weight", vec![head])]);
+        }
+        tensors.push(("self_attn.o_proj.weight", vec![hidden, query]));
+        if self.attention_bias {
+            tensors.push(("self_attn.o_proj.bias", vec![hidden]));
+        }
+        tensors.extend([
+            ("post_attention_layernorm.weight", vec![hidden]),
+            ("mlp.gate_proj.weight", vec![feed_forward, hidden]),
+            ("mlp.up_proj.weight", vec![feed_forward, hidden]),
+            ("mlp.down_proj.weight", vec![hidden, feed_forward]),
+        ]);
         tensors
     }
 
@@ -360,11 +488,40 @@ mod tests {
             let message = architecture.check().unwrap_err().to_string();
             assert!(message.contains(needle), "{message}");
         };
-        refuse(&|a| a.model_type = "qwen3".into(), "`qwen3`");
-        refuse(&|a| a.attention_bias = true, "`attention_bias`");
+        refuse(&|a| a.model_type = "mamba2".into(), "`model_type` is `mamba2`: `llama` and `qwen3` are implemented");
+        refuse(&|a| a.mlp_bias = true, "`mlp_bias`");
+        refuse(&|a| drop(a.rest.insert("use_sliding_window".into(), true.into())), "`sliding_attention`");
+        refuse(&|a| drop(a.rest.insert("quantization_config".into(), Value::Null)), "quantised");
         refuse(&|a| a.num_key_value_heads = Some(3), "`num_key_value_heads`");
         refuse(&|a| a.head_dim = Some(7), "`head_dim`");
         refuse(&|a| a.num_hidden_layers = usize::MAX, "`num_hidden_layers`");
+    }
+
+    #[test]
+    fn a_model_of_another_family_is_named_before_what_it_lacks() {
+        let message = Architecture::from_json(br#"{"model_type": "gpt2", "n_embd": 768}"#).unwrap_err().to_string();
+        assert_eq!(message, "`config.json`: `model_type` is `gpt2`: `llama` and `qwen3` are implemented");
+    }
+
+    #[test]
+    fn a_qwen3_without_sizes_of_heads_has_those_of_transformers() {
+        let mut architecture = Preset::Tiny.architecture(300);
+        (architecture.head_dim, architecture.num_key_value_heads) = (None, None);
+        assert_eq!((architecture.head_dim(), architecture.key_value_heads()), (32, 4));
+        architecture.model_type = "qwen3".into();
+        assert_eq!((architecture.head_dim(), architecture.key_value_heads()), (128, 32));
+        assert!(architecture.layer_tensors().contains(&("self_attn.q_norm.weight", vec![128])));
+    }
+
+    #[test]
+    fn precision_stands_where_the_file_keeps_it() {
+        let mut architecture = Preset::Tiny.architecture(300);
+        assert_eq!(architecture.precision(), Precision::F32);
+        architecture.set_precision(Precision::Bf16);
+        assert_eq!((architecture.precision(), architecture.rest["torch_dtype"].as_str()), (Precision::Bf16, Some("bfloat16")));
+        architecture.rest.insert("dtype".into(), "float32".into());
+        architecture.set_precision(Precision::Bf16);
+        assert_eq!(architecture.rest["dtype"], "bfloat16");
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn folder() -> tempfile::TempDir {
 fn reads(folder: &Path) {
     if let Ok(checkpoint) = within(LONGEST, || Checkpoint::read(folder)) {
         assert_eq!(checkpoint.weights.mismatch(&checkpoint.architecture), None);
-        for (name, tensor) in &checkpoint.weights.tensors {
+        for (name, tensor) in Weights::of(&checkpoint.architecture, &*checkpoint.weights).unwrap().tensors {
             assert_eq!(tensor.values.len(), tensor.shape.iter().product::<usize>(), "{name}");
         }
         drop(checkpoint.tokenizer());

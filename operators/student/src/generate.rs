@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use crate::engine::{Engine, EngineError};
 use crate::pack::Batch;
 use crate::score::{ScoreError, Scorer, failed};
 
@@ -40,8 +41,7 @@ pub struct Generated {
 }
 
 impl Scorer {
-    /// Goes on with each prompt. A token costs a pass over itself on the CPU, where keys and values are kept, and over the
-    /// whole text on a CUDA device.
+    /// Goes on with each prompt. Keys and values of what was read are kept, so a token costs a pass over itself.
     ///
     /// # Errors
     /// As [`Scorer::log_probs`]; a prompt is too long if `max_tokens` more don't fit.
@@ -64,39 +64,46 @@ impl Scorer {
                 tokens <= TOKENS_AT_ONCE
             });
             let end = start + fitting.count().max(1);
-            self.go_on(&prompts[start..end], how, &mut done[start..end])?;
+            let (device, vocabulary) = (self.device, self.vocabulary);
+            let said = go_on(&mut *self.engine, vocabulary, &prompts[start..end], how).map_err(|error| failed(device, error))?;
+            done.splice(start..end, said);
             start = end;
         }
         Ok(done)
     }
+}
 
-    fn go_on(&mut self, prompts: &[Vec<u32>], how: &Generation, done: &mut [Generated]) -> Result<(), ScoreError> {
-        let (device, vocabulary) = (self.device, self.vocabulary);
-        let batch = Batch::texts(prompts.iter().map(Vec::as_slice));
-        let mut logits = self.engine.read(&batch).map_err(|error| failed(device, error))?;
-        let mut open: Vec<usize> = (0..prompts.len()).collect();
-        loop {
-            let (mut kept, mut ids, mut still) = (Vec::new(), Vec::new(), Vec::new());
-            for (place, (number, logits)) in open.iter().zip(logits.chunks_exact(vocabulary)).enumerate() {
-                let text = &mut done[*number];
-                let id = how.next(logits, &prompts[*number], &text.ids);
-                if how.stop.contains(&id) {
-                    text.stopped = true;
-                    continue;
-                }
-                text.ids.push(id);
-                if text.ids.len() < how.max_tokens {
-                    kept.push(place);
-                    ids.push(id);
-                    still.push(*number);
-                }
+/// Goes on with some prompts at once, none of them empty.
+pub(crate) fn go_on(
+    engine: &mut dyn Engine,
+    vocabulary: usize,
+    prompts: &[Vec<u32>],
+    how: &Generation,
+) -> Result<Vec<Generated>, EngineError> {
+    let mut done = vec![Generated { ids: Vec::new(), stopped: false }; prompts.len()];
+    let mut logits = engine.read(&Batch::texts(prompts.iter().map(Vec::as_slice)))?;
+    let mut open: Vec<usize> = (0..prompts.len()).collect();
+    loop {
+        let (mut kept, mut ids, mut still) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, (number, logits)) in open.iter().zip(logits.chunks_exact(vocabulary)).enumerate() {
+            let text = &mut done[*number];
+            let id = how.next(logits, &prompts[*number], &text.ids);
+            if how.stop.contains(&id) {
+                text.stopped = true;
+                continue;
             }
-            if still.is_empty() {
-                return Ok(());
+            text.ids.push(id);
+            if text.ids.len() < how.max_tokens {
+                kept.push(place);
+                ids.push(id);
+                still.push(*number);
             }
-            open = still;
-            logits = self.engine.go_on(&kept, &ids).map_err(|error| failed(device, error))?;
         }
+        if still.is_empty() {
+            return Ok(done);
+        }
+        open = still;
+        logits = engine.go_on(&kept, &ids)?;
     }
 }
 

@@ -1,9 +1,9 @@
 //! A decoder-only language model: Hugging Face checkpoints in and out, tokenizers, packing, training, scoring, generation.
 //!
-//! The model is Llama's (RMSNorm, rotary positions, grouped-query attention, SwiGLU). It runs twice over: on burn, with
-//! its autodiff, for CUDA devices; and with a forward and a backward pass written out over host memory for the CPU,
-//! where a small model spends its time in overhead. Both compute the same function, and tests hold them against each
-//! other.
+//! The models are Llama 3 (RMSNorm, rotary positions, grouped-query attention, SwiGLU) and Qwen3 (which normalises each head
+//! of queries and keys, too). They run twice over: on burn, with its autodiff, for CUDA devices and for adapters; and with a
+//! forward and a backward pass written out over host memory for the CPU, where a small model spends its time in overhead.
+//! Both compute the same function, and tests hold them against each other and against transformers.
 
 // A test that unwraps says where it failed.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -26,14 +26,19 @@ mod engine;
 mod fuzz;
 mod graph;
 mod optimizer;
+#[cfg(test)]
+mod parity;
+mod progress;
 
-pub use architecture::{Architecture, ArchitectureError, Preset};
-pub use checkpoint::{Checkpoint, CheckpointError};
+pub use architecture::{Architecture, ArchitectureError, Family, Precision, Preset};
+pub use checkpoint::{Adapter, Checkpoint, CheckpointError};
 pub use device::{Device, DeviceError};
 pub use generate::{Generated, Generation};
+pub use optimizer::Rule;
 pub use pack::{Place, Row, places};
+pub use progress::{Every, Progress};
 pub use score::{ScoreError, Scorer};
-pub use settings::Settings;
+pub use settings::{Lora, Settings};
 pub use tokenizer::{Tokenizer, TokenizerError};
-pub use train::{Event, Job, TrainError, Trained, train};
-pub use weights::{HostTensor, Weights};
+pub use train::{Event, Job, Seen, TrainError, Trained, Watched, train};
+pub use weights::{HostTensor, Random, TensorError, Tensors, Weights};

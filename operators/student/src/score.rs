@@ -3,9 +3,10 @@
 use crate::architecture::{Architecture, ArchitectureError};
 use crate::device::Device;
 use crate::engine::{Engine, EngineError};
+use crate::graph::Placing;
 use crate::pack::{Batch, LENGTH_STEP, TOKENS_PER_BATCH};
 use crate::train::engine;
-use crate::weights::Weights;
+use crate::weights::{TensorError, Tensors};
 
 /// Why a text can't be scored.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum ScoreError {
         /// The model's `vocab_size`.
         vocabulary: usize,
     },
+    /// A tensor of the model can't be had.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
     /// The device failed.
     #[error("`{device}` failed: {said}")]
     Device {
@@ -61,13 +65,14 @@ impl std::fmt::Debug for Scorer {
 }
 
 impl Scorer {
-    /// Copies the weights to the device.
+    /// Copies the weights to the device, a tensor at a time.
     ///
     /// # Errors
-    /// When they aren't the architecture's.
-    pub fn new(architecture: &Architecture, weights: &Weights, device: &Device) -> Result<Self, ScoreError> {
+    /// When they aren't the architecture's, or can't be read.
+    pub fn new(architecture: &Architecture, weights: &dyn Tensors, device: &Device) -> Result<Self, ScoreError> {
+        let placing = Placing { precision: architecture.precision(), trained: false, lora: None, fused: false };
         Ok(Self {
-            engine: engine(architecture, weights.clone(), device)?,
+            engine: engine(architecture, weights, device, placing).map_err(|error| failed(*device, error))?,
             device: *device,
             vocabulary: architecture.vocab_size,
             limit: architecture.max_position_embeddings,
@@ -135,7 +140,11 @@ impl Scorer {
 }
 
 pub(crate) fn failed(device: Device, error: EngineError) -> ScoreError {
-    ScoreError::Device { device, said: error.0 }
+    match error {
+        EngineError::Device(said) => ScoreError::Device { device, said },
+        EngineError::Tensor(error) => error.into(),
+        EngineError::Architecture(error) => error.into(),
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,39 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::architecture::Precision;
+use crate::optimizer::Rule;
+
+/// A low-rank adapter to train in place of all weights (LoRA, Hu et al., arXiv 2106.09685), beside every projection of every
+/// layer.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// Rows of the adapter's matrices.
+    #[serde(default = "default_rank")]
+    #[schemars(range(min = 1))]
+    pub rank: usize,
+    /// The adapter's part is multiplied by this over the rank.
+    #[serde(default = "default_alpha")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub alpha: f64,
+}
+
+fn default_rank() -> usize {
+    32
+}
+
+fn default_alpha() -> f64 {
+    64.0
+}
+
+impl Lora {
+    /// What the adapter's part is multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+}
+
 /// How a training is run. The defaults are those for a model with random weights, which lacks steps, not tokens;
 /// [`Settings::pretrained`] has those for a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -12,6 +45,9 @@ pub struct Settings {
     pub sequence_length: usize,
     /// Sequences in a step.
     pub batch_size: usize,
+    /// Sequences that are computed at a time; the step's gradient is the same but for rounding. Left out: all on the CPU, and
+    /// on a device as many as have some 8,192 tokens.
+    pub micro_batch: Option<usize>,
     /// How often every row is trained on.
     pub epochs: usize,
     /// The highest learning rate, reached after the warm-up; a cosine takes it to 0 by the last step.
@@ -20,6 +56,15 @@ pub struct Settings {
     pub warmup: f64,
     /// Decay of matrices per step, times the learning rate. Vectors (the norms) have none.
     pub weight_decay: f64,
+    /// How an update is made of a gradient. With Adafactor, the betas and `epsilon` mean nothing.
+    pub optimizer: Rule,
+    /// What the trained weights are stored in, and on CUDA devices computed in; updates are made to 32-bit weights always.
+    pub precision: Precision,
+    /// An adapter to train in place of all weights.
+    pub lora: Option<Lora>,
+    /// On a device: updates a tensor as soon as its gradient is there, so that gradients take hardly any memory. The gradient is
+    /// clipped by the norm of the step before.
+    pub fused_update: bool,
     /// Decay of AdamW's mean of gradients.
     pub beta1: f64,
     /// Decay of AdamW's mean of squared gradients.
@@ -37,10 +82,15 @@ impl Default for Settings {
         Self {
             sequence_length: 128,
             batch_size: 2,
+            micro_batch: None,
             epochs: 1,
             learning_rate: 3e-3,
             warmup: 0.05,
             weight_decay: 0.01,
+            optimizer: Rule::AdamW,
+            precision: Precision::F32,
+            lora: None,
+            fused_update: false,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
@@ -61,6 +111,8 @@ impl Settings {
         let counts = [
             ("sequence_length", self.sequence_length, 2),
             ("batch_size", self.batch_size, 1),
+            ("micro_batch", self.micro_batch.unwrap_or(1), 1),
+            ("rank", self.lora.map_or(1, |lora| lora.rank), 1),
             ("epochs", self.epochs, 1),
             ("evaluate_every", self.evaluate_every.unwrap_or(1), 1),
         ];
@@ -77,6 +129,7 @@ impl Settings {
             ("beta2", self.beta2, 0.0, below),
             ("epsilon", self.epsilon, f64::MIN_POSITIVE, 1.0),
             ("clip_norm", self.clip_norm, f64::MIN_POSITIVE, f64::MAX),
+            ("alpha", self.lora.map_or(1.0, |lora| lora.alpha), f64::MIN_POSITIVE, f64::MAX),
         ];
         let outside = numbers.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value));
         outside.map(|(name, value, low, high)| format!("`{name}` is {value}: it must be from {low} to {high}"))

@@ -1,6 +1,7 @@
-//! A model's weights in host memory, by name.
+//! A model's weights, by name.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
@@ -17,7 +18,31 @@ pub struct HostTensor {
     pub values: Vec<f32>,
 }
 
-/// The tensors of a model, under the names that Hugging Face's Llama gives them.
+/// Why a tensor can't be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("`{name}`: {reason}")]
+pub struct TensorError {
+    /// The tensor.
+    pub name: String,
+    /// What is wrong with it, or with what it is read from.
+    pub reason: String,
+}
+
+/// Where the tensors of a model come from, one at a time: none is kept for longer than its caller does. Names are those that
+/// Hugging Face's models give.
+pub trait Tensors: Debug + Send + Sync {
+    /// Says what keeps these tensors from being those of `architecture`, if anything: some are missing, don't belong, or have
+    /// another shape.
+    fn mismatch(&self, architecture: &Architecture) -> Option<String>;
+
+    /// The tensor of that name, as 32-bit floats whatever it is stored as.
+    ///
+    /// # Errors
+    /// When there is none, or it can't be read.
+    fn tensor(&self, name: &str) -> Result<HostTensor, TensorError>;
+}
+
+/// Tensors in host memory.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Weights {
     /// By name.
@@ -25,17 +50,34 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Says what keeps these weights from being those of `architecture`, if anything: tensors that are missing, that
-    /// don't belong, or have another shape.
-    pub fn mismatch(&self, architecture: &Architecture) -> Option<String> {
-        let found = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
-        mismatch(architecture, found)
+    /// Every tensor of `architecture` that `source` has.
+    ///
+    /// # Errors
+    /// When one can't be had.
+    pub fn of(architecture: &Architecture, source: &dyn Tensors) -> Result<Self, TensorError> {
+        let tensor = |(name, _): (String, _)| source.tensor(&name).map(|tensor| (name, tensor));
+        Ok(Self { tensors: architecture.tensors().into_iter().map(tensor).collect::<Result<_, _>>()? })
     }
 
     /// The number of weights.
     pub fn parameters(&self) -> usize {
         self.tensors.values().map(|tensor| tensor.values.len()).sum()
     }
+}
+
+impl Tensors for Weights {
+    fn mismatch(&self, architecture: &Architecture) -> Option<String> {
+        let found = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
+        mismatch(architecture, found)
+    }
+
+    fn tensor(&self, name: &str) -> Result<HostTensor, TensorError> {
+        self.tensors.get(name).cloned().ok_or_else(|| missing(name))
+    }
+}
+
+pub(crate) fn missing(name: &str) -> TensorError {
+    TensorError { name: name.to_owned(), reason: "there is no such tensor".into() }
 }
 
 /// Says what keeps tensors of these names and shapes from being those of `architecture`, if anything.
@@ -68,19 +110,39 @@ pub(crate) fn mismatch<'a>(architecture: &Architecture, found: impl Iterator<Ite
     (!wrong.is_empty()).then(|| wrong.join("; "))
 }
 
-/// Random weights: normal with standard deviation 0.02, norms one, and the matrices that write into the residual stream
-/// (`o_proj`, `down_proj`) divided by the root of twice the layers. A tensor depends on `seed` and its own name only.
-pub fn initialise(architecture: &Architecture, seed: u64) -> Weights {
-    let residual = (2.0 * architecture.num_hidden_layers as f32).sqrt();
-    let tensors = architecture.tensors().into_iter().map(|(name, shape)| {
+/// Random weights of an architecture: matrices normal with standard deviation 0.02, those that write into the residual stream
+/// (`o_proj`, `down_proj`) divided by the root of twice the layers, norms one, biases zero. A tensor depends on the seed and
+/// its own name only, and is drawn when it is asked for.
+#[derive(Debug, Clone)]
+pub struct Random {
+    shapes: BTreeMap<String, Vec<usize>>,
+    layers: usize,
+    seed: u64,
+}
+
+impl Random {
+    /// The weights that follow from `seed`.
+    pub fn new(architecture: &Architecture, seed: u64) -> Self {
+        Self { shapes: architecture.tensors().into_iter().collect(), layers: architecture.num_hidden_layers, seed }
+    }
+}
+
+impl Tensors for Random {
+    fn mismatch(&self, architecture: &Architecture) -> Option<String> {
+        mismatch(architecture, self.shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
+    }
+
+    fn tensor(&self, name: &str) -> Result<HostTensor, TensorError> {
+        let shape = self.shapes.get(name).ok_or_else(|| missing(name))?;
         let count = shape.iter().product();
-        let values = if shape.len() == 1 {
+        let values = if name.ends_with(".bias") {
+            vec![0.0; count]
+        } else if shape.len() == 1 {
             vec![1.0; count]
         } else {
+            let residual = (2.0 * self.layers as f32).sqrt();
             let deviation = if name.contains("o_proj") || name.contains("down_proj") { 0.02 / residual } else { 0.02 };
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
-            let mut generator = ChaCha12Rng::from_seed(*hasher.finalize().as_bytes());
+            let mut generator = generator(self.seed, name);
             (0..count)
                 .map(|_| {
                     let value: f32 = StandardNormal.sample(&mut generator);
@@ -88,8 +150,21 @@ pub fn initialise(architecture: &Architecture, seed: u64) -> Weights {
                 })
                 .collect()
         };
-        (name, HostTensor { shape, values })
-    });
+        Ok(HostTensor { shape: shape.clone(), values })
+    }
+}
+
+/// What a tensor's random values are drawn from.
+pub(crate) fn generator(seed: u64, name: &str) -> ChaCha12Rng {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
+    ChaCha12Rng::from_seed(*hasher.finalize().as_bytes())
+}
+
+/// All of [`Random`] at once.
+pub fn initialise(architecture: &Architecture, seed: u64) -> Weights {
+    let random = Random::new(architecture, seed);
+    let tensors = random.shapes.keys().filter_map(|name| Some((name.clone(), random.tensor(name).ok()?)));
     Weights { tensors: tensors.collect() }
 }
 
@@ -125,5 +200,6 @@ mod tests {
         for part in ["missing: `model.norm.weight`", "unexpected: `model.other.weight`", "[128, 300]", "[300, 128]"] {
             assert!(message.contains(part), "{message}");
         }
+        assert!(weights.tensor("model.norm.weight").unwrap_err().to_string().contains("`model.norm.weight`"));
     }
 }

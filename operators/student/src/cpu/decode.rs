@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::kernels::{dot, exponentials, norm, swiglu};
+use super::kernels::{add_to_rows, dot, exponentials, norm, normalised, swiglu};
 use super::matrix::{Matrix, thin_product};
 use super::{Model, passes};
 use crate::pack::Batch;
@@ -72,28 +72,38 @@ impl Model {
             norm(&mut normed, &mut inverse, &x, weights.attention_norm, shape.epsilon);
             let lhs = Matrix::new(&normed, count, hidden);
             thin_product(&mut rows, lhs, Matrix::new(weights.query_key_value, wide, hidden), false);
+            add_to_rows(&mut rows, weights.query_key_value_bias);
             let rotary = &self.rotary;
             let texts = self.texts.par_iter_mut().zip(rows.par_chunks_exact(wide));
             texts.zip(attended.par_chunks_exact_mut(shape.query())).for_each_init(
-                || (vec![0.0; shape.head], Vec::new()),
-                |(turned, scores), ((text, row), attended)| {
+                || (vec![0.0; shape.head], vec![0.0; shape.head], Vec::new()),
+                |(through, turned, scores), ((text, row), attended)| {
                     let head_of = |number: usize| &row[number * shape.head..(number + 1) * shape.head];
+                    let mut turn = |turned: &mut [f32], number: usize, weight: &[f32]| {
+                        if weight.is_empty() {
+                            rotary.turn(turned, head_of(number), text.length, 1.0);
+                        } else {
+                            normalised(through, head_of(number), weight, shape.epsilon);
+                            rotary.turn(turned, through, text.length, 1.0);
+                        }
+                    };
                     for head in 0..shape.key_value_heads {
                         let at = layer * shape.key_value_heads + head;
-                        rotary.turn(turned, head_of(shape.heads + head), text.length, 1.0);
+                        turn(turned, shape.heads + head, weights.key_norm);
                         text.keys[at].extend_from_slice(turned);
                         text.values[at].extend_from_slice(head_of(shape.heads + shape.key_value_heads + head));
                     }
                     let group = shape.heads / shape.key_value_heads;
                     for (head, out) in attended.chunks_exact_mut(shape.head).enumerate() {
                         let at = layer * shape.key_value_heads + head / group;
-                        rotary.turn(turned, head_of(head), text.length, 1.0);
+                        turn(turned, head, weights.query_norm);
                         attend(out, turned, &text.keys[at], &text.values[at], scores);
                     }
                 },
             );
             let lhs = Matrix::new(&attended, count, shape.query());
             thin_product(&mut x, lhs, Matrix::new(weights.output, hidden, shape.query()), true);
+            add_to_rows(&mut x, weights.output_bias);
             norm(&mut normed, &mut inverse, &x, weights.feed_forward_norm, shape.epsilon);
             let lhs = Matrix::new(&normed, count, hidden);
             thin_product(&mut gate_up, lhs, Matrix::new(weights.gate_up, 2 * feed_forward, hidden), false);

@@ -148,6 +148,59 @@ pub(super) fn norm_backward(dx: &mut [f32], dweight: &mut [f32], dy: &[f32], x: 
     }
 }
 
+/// RMSNorm of one row, as [`norm`] has it; gives the inverse of the root of its mean square.
+pub(super) fn normalised(y: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) -> f32 {
+    let inverse = 1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt();
+    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * inverse * weight;
+    }
+    inverse
+}
+
+/// Backward of [`normalised`]: `dy`, the gradient of its output, becomes that of `x`; the weight's is added to `dweight`.
+pub(super) fn normalised_backward(dy: &mut [f32], dweight: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+    let inverse = 1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt();
+    for (((dy, dweight), x), weight) in dy.iter_mut().zip(dweight).zip(x).zip(weight) {
+        *dweight += *dy * x * inverse;
+        *dy *= weight;
+    }
+    let slope = dot(dy, x) * inverse * inverse / x.len() as f32;
+    for (dy, x) in dy.iter_mut().zip(x) {
+        *dy = inverse * (*dy - x * slope);
+    }
+}
+
+/// Adds `bias` to each row; nothing where there is none.
+pub(super) fn add_to_rows(rows: &mut [f32], bias: &[f32]) {
+    if bias.is_empty() {
+        return;
+    }
+    rows.par_chunks_exact_mut(bias.len()).with_min_len(VALUES_PER_TASK.div_ceil(bias.len())).for_each(|row| {
+        row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+    });
+}
+
+/// Adds the sum of all rows to `sum`, which is as wide as one; nothing where it is empty.
+pub(super) fn sum_rows(sum: &mut [f32], rows: &[f32]) {
+    if sum.is_empty() {
+        return;
+    }
+    let width = sum.len();
+    let blocks: Vec<Vec<f32>> = rows
+        .par_chunks(ROWS_PER_SUM * width)
+        .map(|rows| {
+            let mut sum = vec![0f32; width];
+            for row in rows.chunks_exact(width) {
+                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+            sum
+        })
+        .collect();
+    for block in blocks {
+        sum.iter_mut().zip(block).for_each(|(sum, value)| *sum += value);
+    }
+}
+
 /// SwiGLU: `silu(gate) * up`, where a row of `gate_up` holds the gates and then as many ups.
 pub(super) fn swiglu(y: &mut [f32], gate_up: &[f32], width: usize) {
     y.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).with_min_len(VALUES_PER_TASK.div_ceil(2 * width)).for_each(

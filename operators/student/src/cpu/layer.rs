@@ -4,18 +4,27 @@ use rayon::prelude::*;
 
 use super::Shape;
 use super::attention::{self, Sizes};
-use super::kernels::{Rotary, norm, norm_backward, swiglu, swiglu_backward};
+use super::kernels::{
+    Rotary, add_to_rows, norm, norm_backward, normalised, normalised_backward, sum_rows, swiglu, swiglu_backward,
+};
 use super::matrix::{Matrix, parallel_product};
 use crate::pack::Span;
 
+/// Tokens whose share of a head norm's weight gradient is summed by one task.
+const TOKENS_PER_SUM: usize = 64;
+
 /// A layer's weights, or their gradients, in the order of [`crate::Architecture::tensors`]: the projections that read the
-/// same input lie side by side, so that one product computes them.
+/// same input lie side by side, so that one product computes them. What a model doesn't have is empty.
 pub(super) struct Parts<T> {
     pub(super) attention_norm: T,
     /// `[(heads + 2 * key_value_heads) * head_dim, hidden]`.
     pub(super) query_key_value: T,
+    pub(super) query_key_value_bias: T,
+    pub(super) query_norm: T,
+    pub(super) key_norm: T,
     /// `[hidden, heads * head_dim]`.
     pub(super) output: T,
+    pub(super) output_bias: T,
     pub(super) feed_forward_norm: T,
     /// `[2 * feed_forward, hidden]`.
     pub(super) gate_up: T,
@@ -23,10 +32,52 @@ pub(super) struct Parts<T> {
     pub(super) down: T,
 }
 
+impl<T> Parts<T> {
+    fn of(parts: [T; 10]) -> Self {
+        let [
+            attention_norm,
+            query_key_value,
+            query_key_value_bias,
+            query_norm,
+            key_norm,
+            output,
+            output_bias,
+            feed_forward_norm,
+            gate_up,
+            down,
+        ] = parts;
+        Self {
+            attention_norm,
+            query_key_value,
+            query_key_value_bias,
+            query_norm,
+            key_norm,
+            output,
+            output_bias,
+            feed_forward_norm,
+            gate_up,
+            down,
+        }
+    }
+}
+
 impl Shape {
-    fn part_sizes(&self) -> [usize; 6] {
-        let (hidden, feed_forward) = (self.hidden, self.feed_forward);
-        [hidden, self.query_key_value() * hidden, hidden * self.query(), hidden, 2 * feed_forward * hidden, hidden * feed_forward]
+    fn part_sizes(&self) -> [usize; 10] {
+        let (hidden, feed_forward, wide) = (self.hidden, self.feed_forward, self.query_key_value());
+        let bias = |size: usize| if self.bias { size } else { 0 };
+        let head_norm = if self.head_norms { self.head } else { 0 };
+        [
+            hidden,
+            wide * hidden,
+            bias(wide),
+            head_norm,
+            head_norm,
+            hidden * self.query(),
+            bias(hidden),
+            hidden,
+            2 * feed_forward * hidden,
+            hidden * feed_forward,
+        ]
     }
 
     /// The number of weights in a layer.
@@ -42,8 +93,7 @@ impl Shape {
             rest = after;
             part
         };
-        let [attention_norm, query_key_value, output, feed_forward_norm, gate_up, down] = self.part_sizes().map(&mut next);
-        Parts { attention_norm, query_key_value, output, feed_forward_norm, gate_up, down }
+        Parts::of(self.part_sizes().map(&mut next))
     }
 
     /// As [`Shape::parts`], to be written.
@@ -54,8 +104,7 @@ impl Shape {
             rest = after;
             part
         };
-        let [attention_norm, query_key_value, output, feed_forward_norm, gate_up, down] = self.part_sizes().map(&mut next);
-        Parts { attention_norm, query_key_value, output, feed_forward_norm, gate_up, down }
+        Parts::of(self.part_sizes().map(&mut next))
     }
 }
 
@@ -65,6 +114,8 @@ pub(super) struct Saved {
     input: Vec<f32>,
     inverse1: Vec<f32>,
     normed1: Vec<f32>,
+    /// `[tokens, (heads + 2 * key_value_heads) * head]` before norms and positions, where heads are normalised.
+    rows: Vec<f32>,
     query: Vec<f32>,
     /// `[key_value_heads, tokens, head]`, turned to the tokens' positions.
     pub(super) key: Vec<f32>,
@@ -116,16 +167,23 @@ impl Shape {
         Sizes { tokens, group: self.heads / self.key_value_heads, width: self.head }
     }
 
-    /// Copies heads `from..` of each token's row to `[heads, tokens, width]`, turned to their positions if asked.
-    fn split_heads(&self, to: &mut [f32], rows: &[f32], from: usize, tokens: &Tokens<'_>, turn: bool) {
+    /// Copies heads `from..` of each token's row to `[heads, tokens, width]`: through the norm, if there is one, and turned to
+    /// their positions, if asked.
+    fn split_heads(&self, to: &mut [f32], rows: &[f32], from: usize, tokens: &Tokens<'_>, weight: &[f32], turn: bool) {
         let (width, stride) = (self.head, self.query_key_value());
         to.par_chunks_mut(tokens.positions.len() * width).enumerate().for_each(|(head, to)| {
             let at = (from + head) * width;
+            let mut through = vec![0.0; weight.len()];
             for ((to, row), position) in to.chunks_exact_mut(width).zip(rows.chunks_exact(stride)).zip(tokens.positions) {
+                let mut row = &row[at..at + width];
+                if !weight.is_empty() {
+                    normalised(&mut through, row, weight, self.epsilon);
+                    row = &through;
+                }
                 if turn {
-                    tokens.rotary.turn(to, &row[at..at + width], *position, 1.0);
+                    tokens.rotary.turn(to, row, *position, 1.0);
                 } else {
-                    to.copy_from_slice(&row[at..at + width]);
+                    to.copy_from_slice(row);
                 }
             }
         });
@@ -149,12 +207,16 @@ impl Shape {
         norm(normed, inverse, input, weights.attention_norm, self.epsilon);
         let rows = sized(&mut scratch.wide, count * wide);
         parallel_product(rows, Matrix::new(normed, count, hidden), weight(weights.query_key_value, wide, hidden), false);
+        add_to_rows(rows, weights.query_key_value_bias);
+        if self.head_norms {
+            copied(&mut saved.rows, rows);
+        }
         let query = sized(&mut saved.query, count * self.query());
         let key = sized(&mut saved.key, count * self.key_value());
         let value = sized(&mut saved.value, count * self.key_value());
-        self.split_heads(query, rows, 0, tokens, true);
-        self.split_heads(key, rows, self.heads, tokens, true);
-        self.split_heads(value, rows, self.heads + self.key_value_heads, tokens, false);
+        self.split_heads(query, rows, 0, tokens, weights.query_norm, true);
+        self.split_heads(key, rows, self.heads, tokens, weights.key_norm, true);
+        self.split_heads(value, rows, self.heads + self.key_value_heads, tokens, &[], false);
         let out = sized(&mut scratch.heads, count * self.query());
         attention::forward(out, query, key, value, tokens.spans, self.attention_sizes(count));
         let attended = sized(&mut saved.attended, count * self.query());
@@ -167,6 +229,7 @@ impl Shape {
         }
         let middle = copied(&mut saved.middle, x);
         parallel_product(middle, Matrix::new(attended, count, self.query()), weight(weights.output, hidden, self.query()), true);
+        add_to_rows(middle, weights.output_bias);
 
         let (normed, inverse) = (sized(&mut saved.normed2, count * hidden), sized(&mut saved.inverse2, count));
         norm(normed, inverse, middle, weights.feed_forward_norm, self.epsilon);
@@ -216,6 +279,7 @@ impl Shape {
         let dattended = &mut rows[..count * self.query()];
         parallel_product(dattended, slope, Matrix::new(weights.output, hidden, self.query()), false);
         parallel_product(gradients.output, slope.transposed(), Matrix::new(&saved.attended, count, self.query()), true);
+        sum_rows(gradients.output_bias, dx);
         let (head, heads) = (self.head, self.heads);
         let dout = sized(&mut scratch.heads, count * self.query());
         for (h, dout) in dout.chunks_exact_mut(count * head).enumerate() {
@@ -253,6 +317,13 @@ impl Shape {
                 }
             }
         });
+        if self.head_norms {
+            let norms = [weights.query_norm, weights.key_norm];
+            let [query, key] = self.head_norms_backward(rows, &saved.rows[..count * wide], norms);
+            sum_rows(gradients.query_norm, &query);
+            sum_rows(gradients.key_norm, &key);
+        }
+        sum_rows(gradients.query_key_value_bias, rows);
         let slope = Matrix::new(rows, count, wide);
         parallel_product(dnormed, slope, Matrix::new(weights.query_key_value, wide, hidden), false);
         parallel_product(gradients.query_key_value, slope.transposed(), Matrix::new(&saved.normed1, count, hidden), true);
@@ -264,5 +335,32 @@ impl Shape {
             &saved.inverse1[..count],
             weights.attention_norm,
         );
+    }
+    /// Takes the gradients of normalised queries and keys in `drows` back to those of `rows`, before their norms. Gives the
+    /// gradients of the two norms' weights as sums over some tokens each, a row a sum.
+    fn head_norms_backward(&self, drows: &mut [f32], rows: &[f32], norms: [&[f32]; 2]) -> [Vec<f32>; 2] {
+        let (wide, head, epsilon) = (self.query_key_value(), self.head, self.epsilon);
+        let block = TOKENS_PER_SUM * wide;
+        let sums: Vec<[Vec<f32>; 2]> = drows
+            .par_chunks_mut(block)
+            .zip(rows.par_chunks(block))
+            .map(|(drows, rows)| {
+                let mut sums = [vec![0.0; head], vec![0.0; head]];
+                for (drow, row) in drows.chunks_exact_mut(wide).zip(rows.chunks_exact(wide)) {
+                    let heads = drow.chunks_exact_mut(head).zip(row.chunks_exact(head));
+                    for (number, (drow, row)) in heads.enumerate().take(self.heads + self.key_value_heads) {
+                        let which = usize::from(number >= self.heads);
+                        normalised_backward(drow, &mut sums[which], row, norms[which], epsilon);
+                    }
+                }
+                sums
+            })
+            .collect();
+        let [mut query, mut key] = [Vec::new(), Vec::new()];
+        for [first, second] in sums {
+            query.extend(first);
+            key.extend(second);
+        }
+        [query, key]
     }
 }

@@ -11,15 +11,15 @@ mod matrix;
 
 use rayon::prelude::*;
 
-use crate::architecture::{Architecture, ArchitectureError};
+use crate::architecture::Architecture;
 use crate::engine::{Engine, EngineError, Step};
-use crate::optimizer::{self, AdamW};
+use crate::optimizer::{self, Factors, Optimizer, Rule};
 use crate::pack::{Batch, NO_TARGET, Span};
-use crate::weights::{HostTensor, Weights};
+use crate::weights::{HostTensor, TensorError, Tensors, missing};
 use decode::Text;
 use kernels::{Rotary, cross_entropy, log_probability, norm, norm_backward};
 use layer::{Saved, Scratch, Tokens, sized};
-use matrix::{Matrix, parallel_product};
+use matrix::{Matrix, parallel_product, product};
 
 /// Tokens of a pass: a batch of more is cut between documents and its gradients are added up, so that memory is bounded
 /// by this (or the longest document) and not by the batch.
@@ -39,6 +39,10 @@ struct Shape {
     head: usize,
     vocabulary: usize,
     tied: bool,
+    /// Whether the attention projections have biases.
+    bias: bool,
+    /// Whether each head of queries and keys goes through a norm.
+    head_norms: bool,
     epsilon: f32,
 }
 
@@ -64,6 +68,27 @@ struct Tensor {
     end: usize,
 }
 
+/// What the optimizer remembers.
+enum Memory {
+    Nothing,
+    /// Running means of gradients and of their squares, as the weights lie.
+    Means {
+        mean: Vec<f32>,
+        square: Vec<f32>,
+    },
+    /// Of each tensor.
+    Factors(Vec<Factors>),
+}
+
+impl Memory {
+    fn empty(rule: Rule, weights: usize, tensors: usize) -> Self {
+        match rule {
+            Rule::AdamW => Self::Means { mean: vec![0.0; weights], square: vec![0.0; weights] },
+            Rule::Adafactor => Self::Factors(vec![Factors::default(); tensors]),
+        }
+    }
+}
+
 /// A model in host memory. Weights, gradients and the optimizer's means each are one run of values, the tensors in the
 /// order of [`Architecture::tensors`].
 pub(crate) struct Model {
@@ -72,8 +97,7 @@ pub(crate) struct Model {
     tensors: Vec<Tensor>,
     weights: Vec<f32>,
     gradients: Vec<f32>,
-    mean: Vec<f32>,
-    square: Vec<f32>,
+    memory: Memory,
     updates: usize,
     rotary: Rotary,
     positions: Vec<usize>,
@@ -90,8 +114,8 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Takes the weights over. They must be those of `architecture`.
-    pub(crate) fn new(architecture: &Architecture, mut weights: Weights) -> Result<Self, ArchitectureError> {
+    /// Reads the weights, which must be those of `architecture`.
+    pub(crate) fn new(architecture: &Architecture, weights: &dyn Tensors) -> Result<Self, EngineError> {
         let shape = Shape {
             hidden: architecture.hidden_size,
             feed_forward: architecture.intermediate_size,
@@ -101,13 +125,14 @@ impl Model {
             head: architecture.head_dim(),
             vocabulary: architecture.vocab_size,
             tied: architecture.tie_word_embeddings,
+            bias: architecture.attention_bias,
+            head_norms: architecture.normalises_heads(),
             epsilon: architecture.rms_norm_eps as f32,
         };
         let mut run = Vec::with_capacity(architecture.parameters());
         let mut tensors = Vec::new();
         for (name, shape) in architecture.tensors() {
-            let tensor = weights.tensors.remove(&name).filter(|tensor| tensor.shape == shape);
-            let tensor = tensor.ok_or_else(|| ArchitectureError::Unsupported(format!("no weights for `{name}`")))?;
+            let tensor = weights.tensor(&name)?;
             let start = run.len();
             run.extend_from_slice(&tensor.values);
             tensors.push(Tensor { name, shape, start, end: run.len() });
@@ -118,8 +143,7 @@ impl Model {
             tensors,
             weights: run,
             gradients: Vec::new(),
-            mean: Vec::new(),
-            square: Vec::new(),
+            memory: Memory::Nothing,
             updates: 0,
             rotary: Rotary::default(),
             positions: Vec::new(),
@@ -264,34 +288,60 @@ impl Model {
         loss
     }
 
-    /// Mean loss over the batch's targets; its gradient is in `gradients` afterwards.
-    fn gradient(&mut self, batch: &Batch) -> f64 {
+    /// Mean loss over the targets of the window; its gradient is in `gradients` afterwards.
+    fn gradient(&mut self, window: &[Batch]) -> f64 {
         self.gradients.clear();
         self.gradients.resize(self.weights.len(), 0.0);
-        let targets = batch.targets();
+        let targets: usize = window.iter().map(Batch::targets).sum();
         let scale = 1.0 / targets as f32;
         let mut loss = 0.0;
-        for (range, spans) in passes(batch) {
-            loss += self.backward(&batch.ids[range.clone()], &batch.targets[range], &spans, scale);
+        for batch in window {
+            for (range, spans) in passes(batch) {
+                loss += self.backward(&batch.ids[range.clone()], &batch.targets[range], &spans, scale);
+            }
         }
         loss / targets as f64
     }
 
-    fn update(&mut self, optimizer: &AdamW, learning_rate: f64, gradient_norm: f64) {
-        self.mean.resize(self.weights.len(), 0.0);
-        self.square.resize(self.weights.len(), 0.0);
-        self.updates += 1;
-        let factor = optimizer.clip_factor(gradient_norm);
-        for tensor in &self.tensors {
-            let range = tensor.start..tensor.end;
-            optimizer::apply(
-                optimizer.update(self.updates, learning_rate, factor, tensor.shape.len() > 1),
-                &mut self.weights[range.clone()],
-                &self.gradients[range.clone()],
-                &mut self.mean[range.clone()],
-                &mut self.square[range],
-            );
+    fn update(&mut self, optimizer: &Optimizer, rate: f64, gradient_norm: f64) {
+        if let Memory::Nothing = self.memory {
+            self.memory = Memory::empty(optimizer.rule, self.weights.len(), self.tensors.len());
         }
+        self.updates += 1;
+        let (step, factor) = (self.updates, optimizer.clip_factor(gradient_norm));
+        for (number, tensor) in self.tensors.iter().enumerate() {
+            let (range, decays) = (tensor.start..tensor.end, tensor.shape.len() > 1);
+            let (weights, gradients) = (&mut self.weights[range.clone()], &mut self.gradients[range.clone()]);
+            match &mut self.memory {
+                Memory::Means { mean, square } => {
+                    let update = optimizer.adamw(step, rate, factor, decays);
+                    optimizer::adamw(update, weights, gradients, &mut mean[range.clone()], &mut square[range]);
+                }
+                Memory::Factors(factors) => {
+                    let update = optimizer.adafactor(step, rate, factor, decays);
+                    optimizer::adafactor(update, &tensor.shape, weights, gradients, &mut factors[number]);
+                }
+                Memory::Nothing => {}
+            }
+        }
+    }
+
+    /// What of the state stands for a tensor, by what stands before its name.
+    fn state_of(&self, number: usize) -> Vec<(&'static str, &[f32])> {
+        let tensor = &self.tensors[number];
+        let range = tensor.start..tensor.end;
+        let mut state = vec![("weight", &self.weights[range.clone()])];
+        match &self.memory {
+            Memory::Nothing => {}
+            Memory::Means { mean, square } => state.extend([("mean", &mean[range.clone()]), ("square", &square[range])]),
+            Memory::Factors(factors) => {
+                state.push(("rows", &factors[number].rows));
+                if tensor.shape.len() > 1 {
+                    state.push(("columns", &factors[number].columns));
+                }
+            }
+        }
+        state
     }
 }
 
@@ -313,10 +363,10 @@ fn passes(batch: &Batch) -> Vec<(std::ops::Range<usize>, Vec<Span>)> {
 }
 
 impl Engine for Model {
-    fn step(&mut self, batch: &Batch, optimizer: &AdamW, learning_rate: f64) -> Result<Step, EngineError> {
+    fn step(&mut self, window: &[Batch], optimizer: &Optimizer, learning_rate: f64) -> Result<Step, EngineError> {
         // Inside the pool, so that the many small parallel loops don't each wake it from outside.
         Ok(rayon::scope(|_| {
-            let loss = self.gradient(batch);
+            let loss = self.gradient(window);
             let gradient_norm = optimizer::norm(&self.gradients);
             if loss.is_finite() && gradient_norm.is_finite() {
                 self.update(optimizer, learning_rate, gradient_norm);
@@ -356,13 +406,70 @@ impl Engine for Model {
         Ok(rayon::scope(|_| self.longer_by(kept, ids)))
     }
 
-    fn weights(&self) -> Result<Weights, EngineError> {
-        let tensors = self.tensors.iter().map(|tensor| {
-            let values = self.weights[tensor.start..tensor.end].to_vec();
-            (tensor.name.clone(), HostTensor { shape: tensor.shape.clone(), values })
-        });
-        Ok(Weights { tensors: tensors.collect() })
+    fn tensor(&self, name: &str) -> Result<HostTensor, EngineError> {
+        let tensor = self.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(|| missing(name))?;
+        Ok(HostTensor { shape: tensor.shape.clone(), values: self.weights[tensor.start..tensor.end].to_vec() })
     }
+
+    fn state(&self) -> Vec<(String, Vec<usize>)> {
+        let of = |number: usize| {
+            let named =
+                move |(what, values): (&str, &[f32])| (format!("{what}.{}", self.tensors[number].name), vec![values.len()]);
+            self.state_of(number).into_iter().map(named).collect::<Vec<_>>()
+        };
+        (0..self.tensors.len()).flat_map(of).collect()
+    }
+
+    fn state_tensor(&self, name: &str) -> Result<HostTensor, EngineError> {
+        let found = name.split_once('.').and_then(|(what, name)| {
+            let number = self.tensors.iter().position(|tensor| tensor.name == name)?;
+            self.state_of(number).into_iter().find(|(other, _)| *other == what).map(|(_, values)| values.to_vec())
+        });
+        let values = found.ok_or_else(|| missing(name))?;
+        Ok(HostTensor { shape: vec![values.len()], values })
+    }
+
+    fn restore(&mut self, updates: usize, optimizer: &Optimizer, state: &dyn Tensors) -> Result<(), EngineError> {
+        let mut memory = Memory::empty(optimizer.rule, self.weights.len(), self.tensors.len());
+        for (number, tensor) in self.tensors.iter().enumerate() {
+            let part = |what: &str| Ok::<_, EngineError>(state.tensor(&format!("{what}.{}", tensor.name))?.values);
+            let range = tensor.start..tensor.end;
+            fill(&mut self.weights[range.clone()], &part("weight")?, &tensor.name)?;
+            match &mut memory {
+                Memory::Means { mean, square } => {
+                    fill(&mut mean[range.clone()], &part("mean")?, &tensor.name)?;
+                    fill(&mut square[range], &part("square")?, &tensor.name)?;
+                }
+                Memory::Factors(factors) => {
+                    factors[number].rows = part("rows")?;
+                    if tensor.shape.len() > 1 {
+                        factors[number].columns = part("columns")?;
+                    }
+                }
+                Memory::Nothing => {}
+            }
+        }
+        (self.memory, self.updates) = (memory, updates);
+        Ok(())
+    }
+}
+
+fn fill(to: &mut [f32], from: &[f32], name: &str) -> Result<(), TensorError> {
+    if to.len() != from.len() {
+        let reason = format!("{} values, where {} are wanted", from.len(), to.len());
+        return Err(TensorError { name: name.to_owned(), reason });
+    }
+    to.copy_from_slice(from);
+    Ok(())
+}
+
+fn matrix(tensor: &HostTensor) -> Matrix<'_> {
+    Matrix::new(&tensor.values, tensor.shape[0], tensor.shape[1])
+}
+
+/// Adds `scale * left * right` to a matrix.
+pub(crate) fn add_product(to: &mut HostTensor, left: &HostTensor, right: &HostTensor, scale: f32) {
+    product(&mut to.values, matrix(left), matrix(right), scale, true);
 }
 
 #[cfg(test)]

@@ -16,39 +16,45 @@ fn job(settings: Settings) -> (Job, Tokenizer) {
     let architecture = Preset::Tiny.architecture(tokenizer.vocabulary());
     let rows =
         SENTENCES.map(|sentence| Row::whole(tokenizer.begin_id(), &[], &tokenizer.encode(sentence).unwrap(), tokenizer.end_id()));
-    let weights = initialise(&architecture, 3);
-    let heldout = rows[..1].to_vec();
-    (Job { architecture, weights, rows: rows.to_vec(), heldout, settings, seed: 9 }, tokenizer)
+    let weights = Arc::new(initialise(&architecture, 3));
+    let watched = Watched { heldout: rows[..1].to_vec(), stop: vec![tokenizer.end_id()], ..Watched::default() };
+    (Job { architecture, weights, rows: rows.to_vec(), watched, settings, seed: 9, progress: None }, tokenizer)
 }
 
-fn run(job: Job) -> (Trained, Vec<Event>) {
-    let mut events = Vec::new();
+fn run(job: Job) -> Trained {
+    let mut heard = Vec::new();
     let trained = train(job, &Device::Cpu, &mut |event| {
-        events.push(event);
+        heard.push(event.clone());
         ControlFlow::Continue(())
     });
-    (trained.unwrap(), events)
+    let trained = trained.unwrap();
+    assert!(trained.events.ends_with(&heard));
+    trained
 }
 
 #[test]
 fn four_sentences_are_learnt_by_heart() {
     let settings = Settings { epochs: 60, evaluate_every: Some(50), ..Settings::default() };
-    let (job, tokenizer) = job(settings);
+    let (mut job, tokenizer) = job(settings);
     let architecture = job.architecture.clone();
-    let (trained, events) = run(job);
+    let prompt: Vec<u32> = tokenizer.begin_id().into_iter().chain(tokenizer.encode("The lighthouse of Varn").unwrap()).collect();
+    job.watched.prompts = vec![prompt.clone()];
+    let trained = run(job);
+    let events = &trained.events;
     assert!(events[0].loss > 5.0, "a fresh model knows nothing: {}", events[0].loss);
     assert!(trained.loss < 0.1, "{}", trained.loss);
     assert!(trained.finished && trained.steps == events.len());
-    let measured: Vec<usize> = events.iter().filter(|event| event.heldout_loss.is_some()).map(|event| event.step).collect();
+    let measured: Vec<usize> = events.iter().filter(|event| event.seen.is_some()).map(|event| event.step).collect();
     assert_eq!(
         measured,
         (1..=trained.steps / 50).map(|i| i * 50).chain((trained.steps % 50 != 0).then_some(trained.steps)).collect::<Vec<_>>()
     );
-    assert!(events.last().unwrap().heldout_loss.unwrap() < 0.1);
-    let mut scorer = crate::Scorer::new(&architecture, &trained.weights, &Device::Cpu).unwrap();
-    let prompt: Vec<u32> = tokenizer.begin_id().into_iter().chain(tokenizer.encode("The lighthouse of Varn").unwrap()).collect();
+    let seen = events.last().unwrap().seen.as_ref().unwrap();
+    assert!(seen.heldout_loss.unwrap() < 0.1);
+    let mut scorer = crate::Scorer::new(&architecture, &trained.weights().unwrap(), &Device::Cpu).unwrap();
     let text = scorer.generate(&[prompt], &crate::Generation::greedy(60, vec![tokenizer.end_id()])).unwrap().remove(0);
     assert_eq!(tokenizer.decode(&text.ids).unwrap(), " was built in 1911 by Elsa Holm.");
+    assert_eq!(seen.samples, [text.ids]);
 }
 
 #[test]
@@ -56,20 +62,23 @@ fn weights_are_the_same_for_any_number_of_threads() {
     let settings = Settings { epochs: 5, batch_size: 3, sequence_length: 48, ..Settings::default() };
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| run(job(settings.clone()).0))
+        pool.install(|| {
+            let trained = run(job(settings.clone()).0);
+            (trained.weights().unwrap(), trained.events)
+        })
     };
-    let (one, one_events) = with(1);
+    let one = with(1);
     for threads in [2, 3, 7] {
-        let (more, events) = with(threads);
-        assert_eq!(one.weights, more.weights, "{threads} threads");
-        assert!(one_events.iter().zip(&events).all(|(one, more)| one.loss == more.loss));
+        let more = with(threads);
+        assert_eq!(one.0, more.0, "{threads} threads");
+        assert!(one.1.iter().zip(&more.1).all(|(one, more)| one.loss == more.loss));
     }
 }
 
 #[test]
 fn a_receiver_that_breaks_ends_the_training_with_what_it_gave() {
     let (job, _) = job(Settings { epochs: 20, ..Settings::default() });
-    let started = job.weights.clone();
+    let started = Weights::of(&job.architecture, &*job.weights).unwrap();
     let mut seen = 0;
     let trained = train(job, &Device::Cpu, &mut |_| {
         seen += 1;
@@ -77,13 +86,15 @@ fn a_receiver_that_breaks_ends_the_training_with_what_it_gave() {
     })
     .unwrap();
     assert_eq!((trained.steps, trained.finished), (3, false));
-    assert_ne!(trained.weights, started);
+    assert_ne!(trained.weights().unwrap(), started);
 }
 
 #[test]
 fn a_loss_that_is_no_number_stops_with_advice() {
     let (mut job, _) = job(Settings::default());
-    job.weights.tensors.get_mut("model.norm.weight").unwrap().values[0] = f32::NAN;
+    let mut weights = Weights::of(&job.architecture, &*job.weights).unwrap();
+    weights.tensors.get_mut("model.norm.weight").unwrap().values[0] = f32::NAN;
+    job.weights = Arc::new(weights);
     let error = train(job, &Device::Cpu, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { what: "loss", step: 1, .. }), "{error}");
     assert!(error.to_string().contains("`learning_rate`"));
@@ -101,7 +112,14 @@ fn rows_that_cannot_be_trained_on_are_refused() {
     refuse(&|job| job.rows[2].ids[1] = 270, "row 2 holds token 270");
     refuse(&|job| job.settings.batch_size = 0, "`batch_size` is 0");
     refuse(&|job| job.settings.sequence_length = 4096, "`sequence_length` is 4096");
-    refuse(&|job| drop(job.weights.tensors.remove("model.norm.weight")), "missing: `model.norm.weight`");
+    refuse(
+        &|job| {
+            let mut weights = Weights::of(&job.architecture, &*job.weights).unwrap();
+            weights.tensors.remove("model.norm.weight");
+            job.weights = Arc::new(weights);
+        },
+        "missing: `model.norm.weight`",
+    );
 }
 
 /// Tokens per second of the tiny preset at its own settings. Run it by name, with nothing else on the machine:
@@ -116,13 +134,14 @@ fn rate_of_the_tiny_preset() {
             Row { ids: (0..length).map(|i| (row * 31 + i * i * 17) % 2048).collect(), loss_from: 1 }
         })
         .collect();
-    let weights = initialise(&architecture, 1);
-    let job = Job { architecture, weights, rows, heldout: Vec::new(), settings: Settings::default(), seed: 1 };
+    let weights = Arc::new(initialise(&architecture, 1));
+    let (settings, watched) = (Settings::default(), Watched::default());
+    let job = Job { architecture, weights, rows, watched, settings, seed: 1, progress: None };
     let start = Instant::now();
     let mut last = None;
     let steps = 2344;
     let trained = train(job, &Device::Cpu, &mut |event| {
-        last = Some(event);
+        last = Some(event.clone());
         if event.step == steps { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .unwrap();
@@ -137,4 +156,51 @@ fn rate_of_the_tiny_preset() {
         event.loss
     );
     assert!(event.loss.is_finite());
+}
+
+/// Trains, and is told to stop after some steps, as if killed: what was saved before is all that is left.
+fn killed_after(job: Job, steps: usize) {
+    let trained = train(job, &Device::Cpu, &mut |event| match event.step == steps {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    });
+    assert_eq!(trained.unwrap().steps, steps);
+}
+
+#[test]
+fn a_training_that_was_stopped_goes_on_to_the_same_bits() {
+    let lora = Some(crate::Lora { rank: 4, alpha: 8.0 });
+    let epochs = Settings { epochs: 7, batch_size: 1, ..Settings::default() };
+    for (number, settings) in [
+        epochs.clone(),
+        Settings { optimizer: crate::Rule::Adafactor, ..epochs.clone() },
+        Settings { lora, learning_rate: 1e-2, ..epochs },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (job, _) = job(settings.clone());
+        let whole = run(job.clone());
+        let folder = crate::parity::tempfile_folder(&format!("progress-{number}"));
+        let progress = Some(crate::Progress { folder: folder.clone(), every: crate::Every::Steps(3) });
+        killed_after(Job { progress: progress.clone(), ..job.clone() }, 5);
+        let saved = || {
+            let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+            entries.filter(|path| path.is_dir()).map(|path| path.file_name().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(saved(), ["000000000003"]);
+        // Another training's folder is none of this one's.
+        let other = run(Job { progress: progress.clone(), seed: 10, ..job.clone() });
+        assert_eq!(other.events.len(), whole.events.len());
+        killed_after(Job { progress: progress.clone(), ..job.clone() }, 5);
+        let resumed = run(Job { progress, ..job });
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(resumed.weights().unwrap(), whole.weights().unwrap(), "{settings:?}");
+        assert_eq!(resumed.adapter().unwrap(), whole.adapter().unwrap());
+        let figures = |trained: &Trained| -> Vec<_> {
+            let of = |event: &Event| (event.step, event.tokens, event.loss, event.gradient_norm, event.seen.clone());
+            trained.events.iter().map(of).collect()
+        };
+        assert_eq!(figures(&resumed), figures(&whole));
+    }
 }
