@@ -20,6 +20,7 @@ use super::{
     context::{Counters, Environment},
     gate::Gate,
     node::{PartitionSource, StageExec, StageRuntime, StageWork, by_row_id},
+    reference,
     resolve::StageKey,
     session, sources,
     table::{self, Table, scan},
@@ -78,7 +79,8 @@ impl StageRun<'_> {
                 "input_tokens": load(&counters.input_tokens), "output_tokens": load(&counters.output_tokens),
             }),
         };
-        self.environment.store.commit(&self.key.key, self.generation, manifest, action).await
+        let committed = self.environment.store.commit(&self.key.key, self.generation, manifest, action).await?;
+        Ok(reference::relocated(committed, &self.key.files))
     }
 
     /// The failure, which is damage if a part that the stage reads was found damaged: not every library hands on our error.
@@ -157,6 +159,7 @@ impl StageRun<'_> {
                 .map(|(port, tables)| (port.clone(), tables.iter().map(|table| table.manifest().clone()).collect()))
                 .collect(),
             outputs: self.outputs(),
+            source: self.key.files.clone(),
             files: self.files(),
             seed: stage.seed,
             refresh: self.refresh(),
@@ -299,7 +302,9 @@ impl StageRun<'_> {
                 let parts: Vec<Part> =
                     records.iter().filter_map(|record| record.outputs.get(&output.name)).flatten().cloned().collect();
                 let blobs = records.iter().filter_map(|record| record.blobs.get(&output.name)).flatten().cloned().collect();
-                (output.name.clone(), TableManifest::new(&output.schema, parts, blobs))
+                let references = records.iter().filter_map(|record| record.references.get(&output.name)).flatten().cloned();
+                let table = TableManifest::new(&output.schema, parts, blobs);
+                (output.name.clone(), TableManifest { references: references.collect(), ..table })
             })
             .collect();
         Manifest::new(outputs, units)

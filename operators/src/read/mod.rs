@@ -214,7 +214,7 @@ impl Operator for Read {
 
     fn source(&self) -> Option<Source> {
         let columns_in_files = self.format == Format::Table;
-        Some(Source { paths: self.path.clone(), exclude: self.exclude.clone(), columns_in_files })
+        Some(Source { paths: self.path.clone(), names: &[], exclude: self.exclude.clone(), columns_in_files })
     }
 }
 

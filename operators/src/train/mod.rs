@@ -255,7 +255,7 @@ impl Task for Learn {
         let table = context.table(BASE)?;
         let start = Start::of(&table.collect().await?)?;
         let base = ingrain_student::Checkpoint::read(&table.folder(FOLDER).await?).map_err(checkpoint::failure)?;
-        let settings = self.0.settings(start.is_random());
+        let settings = self.0.settings(start.is_random);
         let longest = base.architecture.max_position_embeddings;
         if settings.sequence_length > longest {
             return Err(Failure::data(format!(

@@ -49,7 +49,7 @@ impl Training {
         let config: Train = serde_json::from_value(self.config.clone())
             .map_err(|error| Failure::data(format!("the training's config is of another version: {error}")))?;
         let base = self.base.collect().await?;
-        let settings = config.settings(Start::of(&base)?.is_random());
+        let settings = config.settings(Start::of(&base)?.is_random);
         let described = base.iter().find(|rows| rows.num_rows() > 0).ok_or_else(|| Failure::data("a base without rows"))?;
         let architecture = Architecture::from_json(text(described, "architecture")?.value(0).as_bytes())
             .map_err(|error| Failure::data(format!("the base's `architecture`: {error}")))?;
