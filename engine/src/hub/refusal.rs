@@ -61,7 +61,11 @@ impl Hub {
     pub(super) fn failed(&self, location: &Location, error: ApiError) -> Refusal {
         let failure = match error {
             ApiError::RequestError(error) => match error.status() {
-                Some(status) => return self.refused_with(location, status, None),
+                // The client drops the code. Whoever may list a repository and not read it is at a gate.
+                Some(status) => {
+                    let code = matches!(status.as_u16(), 401 | 403).then_some("GatedRepo");
+                    return self.refused_with(location, status, code);
+                }
                 None => return Refusal::Other { failure: self.unreachable(error), is_passing: true },
             },
             ApiError::TooManyRetries(error) => return self.failed(location, *error),

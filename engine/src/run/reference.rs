@@ -56,6 +56,9 @@ pub(super) async fn put(
         size: reference.bytes,
         version: reference.version.clone(),
     };
+    if let Some(folder) = place.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
     if file.place() == Place::Bucket {
         let name = crate::key::key("reference", &serde_json::json!([reference.url, reference.bytes, reference.version]));
         return blobs.place(&name, reference.bytes, &|| file.stream(buckets), place).await;
@@ -91,5 +94,59 @@ pub(super) async fn put(
             Err(Failure::external(format!("`{}` can't be made: {error}", place.display())))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::store::TableManifest;
+
+    fn weights(folder: &Path) -> SourceFile {
+        SourceFile {
+            url: folder.join("model.safetensors").to_string_lossy().into_owned(),
+            path: "model.safetensors".to_owned(),
+            source: "models/model.safetensors".to_owned(),
+            size: 3,
+            version: format!("blake3:{}", blake3::hash(b"one").to_hex()),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_gone_or_changed_is_refused_by_name() {
+        let (folder, cache) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let file = weights(folder.path());
+        let (reference, place) = (to(&file, "checkpoint/model.safetensors"), cache.path().join("in-use/model.safetensors"));
+        let blobs = BlobCache::new(cache.path().to_owned(), 1000);
+        let buckets = Buckets::default();
+        let linked = async || put(&reference, &place, &blobs, &buckets, cache.path()).await;
+        std::fs::write(&file.url, "one").expect("written");
+        for _ in 0..2 {
+            linked().await.expect("linked");
+            assert_eq!(std::fs::read(&place).expect("a link"), b"one");
+        }
+        for other in ["two", "longer"] {
+            std::fs::write(&file.url, other).expect("written");
+            let failure = linked().await.expect_err("changed");
+            assert!(failure.message.starts_with("`models/model.safetensors` has changed since"), "{failure}");
+        }
+        std::fs::remove_file(&file.url).expect("removed");
+        let failure = linked().await.expect_err("gone");
+        assert!(failure.message.starts_with("`models/model.safetensors` is gone") && failure.hint.is_some(), "{failure}");
+    }
+
+    #[test]
+    fn references_follow_the_files_of_a_listing() {
+        let (before, after) = (weights(Path::new("/one")), weights(Path::new("/two")));
+        let schema = arrow::datatypes::Schema::empty();
+        let table = TableManifest::new(&schema, Vec::new(), Vec::new());
+        let table = TableManifest { references: vec![to(&before, "checkpoint/model.safetensors")], ..table };
+        let manifest = Manifest::new(BTreeMap::from([("default".to_owned(), table)]), 0);
+        let url = |manifest: &Manifest| manifest.outputs["default"].references[0].url.clone();
+        let other = SourceFile { version: "blake3:other".to_owned(), ..after.clone() };
+        assert_eq!(url(&relocated(manifest.clone(), &[other])), before.url);
+        assert_eq!(url(&relocated(manifest, std::slice::from_ref(&after))), after.url);
     }
 }
