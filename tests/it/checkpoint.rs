@@ -134,6 +134,9 @@ fn a_folder_is_trained_from_and_stays_where_it_is() {
     let why = project.call(&["why", "pipeline.yaml", "base"]);
     assert!(String::from_utf8_lossy(&why.stdout).contains("files changed: `tokenizer_config.json`"), "{why:?}");
     assert_eq!(project.ran(&["--until", "student"]).executed(), ["base", "student"]);
+    let forgotten = project.call(&["forget", "pipeline.yaml", "0.md"]);
+    let forgotten = String::from_utf8_lossy(&forgotten.stdout).into_owned();
+    assert!(forgotten.contains("student") && !forgotten.contains("tiny"), "{forgotten}");
     let kept = project.call(&["gc", "pipeline.yaml", "--keep", "1", "--grace", "0s"]);
     assert!(kept.status.success(), "{}", String::from_utf8_lossy(&kept.stderr));
     assert!(read(&project.path("elsewhere/tiny")).contains_key("model.safetensors"));
@@ -308,6 +311,24 @@ fn the_hub_is_trained_from_and_asked_for_no_more_than_is_needed() {
 }
 
 #[test]
+fn documents_are_read_from_the_hub() {
+    let hub = Hub::start();
+    let files: Files = (0..4).map(|n| (format!("text/{n}.md"), document(n).into_bytes())).collect();
+    let commit = hub.commit("datasets/acme/docs", &files);
+    let project = project("unused");
+    let pipeline = |path: &str| format!("pipeline: read\nstages:\n  documents: {{ op: read, path: \"{path}\" }}\n");
+    project.write("pipeline.yaml", pipeline("docs/*.md"));
+    let local = project.ran(&[]).report("documents")["rows"].clone();
+    project.write("pipeline.yaml", pipeline("hf://datasets/acme/docs@main/text/[0-2].md"));
+    assert_eq!(ran(&hub, &project, &[]).report("documents")["rows"], 3);
+    project.write("pipeline.yaml", pipeline(&format!("hf://datasets/acme/docs@{commit}/**/*.md")));
+    assert_eq!(ran(&hub, &project, &[]).report("documents")["rows"], local);
+    hub.requests();
+    assert_eq!(ran(&hub, &project, &[]).executed(), Vec::<&str>::new());
+    assert_eq!(hub.requests(), Vec::<String>::new());
+}
+
+#[test]
 fn what_is_wrong_with_the_hub_is_said() {
     let hub = Hub::start();
     let commit = hub.commit("acme/tiny", model());
@@ -335,7 +356,7 @@ fn what_is_wrong_with_the_hub_is_said() {
         command.env("HF_ENDPOINT", "http://127.0.0.1:9");
     };
     type Change<'a> = &'a dyn Fn(&mut Command);
-    let cases: [(&str, Change<'_>, &[&str]); 8] = [
+    let cases: [(&str, Change<'_>, &[&str]); 7] = [
         ("hf://acme/tiny", &as_it_is, &["names no revision", &format!("hf://acme/tiny@{commit}")]),
         ("hf://acme/tiny@v2", &as_it_is, &["`hf://acme/tiny` has no revision `v2`", &commit]),
         ("hf://acme/tiny@0e9e39f", &as_it_is, &["has no revision `0e9e39f`", "all 40 digits"]),
@@ -343,7 +364,6 @@ fn what_is_wrong_with_the_hub_is_said() {
         ("hf://acme/tiny@main", &without_token, &["there is no `acme/tiny`", "set `HF_TOKEN`"]),
         ("hf://acme/gated@main", &as_it_is, &["`acme/gated` is gated", "ask for access at", "/acme/gated"]),
         ("hf://acme/tiny@main", &without_network, &["http://127.0.0.1:9 can't be reached", "`HF_ENDPOINT`"]),
-        ("hf://tiny@main", &as_it_is, &["`hf://tiny@main` names no repository", "hf://owner/name@revision"]),
     ];
     for (path, change, expected) in cases {
         let stderr = said(path, "base", change);

@@ -36,7 +36,7 @@ pub use self::{
     resolve::{LastTime, Resolver, StageKey, Status, why},
     schedule::{Event, Outcome, Run, RunOptions, StageReport},
     session::default_memory,
-    sources::SourceFile,
+    sources::{SourceFile, check_place},
     table::{Table, query},
     worker::serve_worker,
 };

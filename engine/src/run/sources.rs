@@ -280,6 +280,18 @@ pub(crate) async fn list(
     Ok(files)
 }
 
+/// Checks the place in a path or URL of a source, as far as that shows without looking there.
+///
+/// # Errors
+/// When nothing leads there: what it should look like.
+pub fn check_place(written: &str) -> Result<(), Failure> {
+    match written.split_once("://") {
+        None => Ok(()),
+        Some(("hf", _)) => Location::parse(written).map(|_| ()),
+        Some(_) => split_url(written).map(|_| ()),
+    }
+}
+
 pub(super) fn matcher(glob: &str) -> Result<GlobMatcher, Failure> {
     let glob = GlobBuilder::new(glob).literal_separator(true).build();
     Ok(glob.map_err(|error| Failure::data(format!("a glob that can't be read: {error}")))?.compile_matcher())

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use ingrain_engine::{
     failure::Failure,
     operator::{DEFAULT_OUTPUT, Invalid, Source},
-    run::{SourceFile, Task, TaskContext},
+    run::{SourceFile, Task, TaskContext, check_place},
 };
 use ingrain_student::{
     Architecture,
@@ -45,15 +45,10 @@ const GUESS: u64 = 64 << 10;
 
 /// Says what is wrong with a path, as far as it can be seen from the path.
 pub(super) fn check(path: &str) -> Result<(), Invalid> {
-    let scheme = path.split_once("://").map(|(scheme, _)| scheme);
-    if let Some(scheme) = scheme.filter(|scheme| !matches!(*scheme, "hf" | "s3")) {
-        let hint = "write a folder, `s3://bucket/prefix` or `hf://owner/name@revision`";
-        return Err(Invalid::new("/path", format!("there is no way to a `{scheme}://` URL")).hint(hint));
-    }
     if path.is_empty() {
         return Err(Invalid::new("/path", "is empty").hint("`.` is the pipeline file's own folder"));
     }
-    Ok(())
+    check_place(path).map_err(|failure| Invalid { hint: failure.hint, ..Invalid::new("/path", failure.message) })
 }
 
 /// The files of the checkpoint at `path`.
@@ -261,6 +256,8 @@ mod tests {
             assert_eq!(check(path), Ok(()), "{path}");
         }
         assert!(check("https://huggingface.co/a/b").unwrap_err().message.contains("`https://`"));
-        assert!(check("").is_err());
+        for path in ["", "hf://name@main", "s3://"] {
+            assert!(check(path).unwrap_err().hint.is_some(), "{path}");
+        }
     }
 }
