@@ -94,6 +94,11 @@ fn shared(error: &DataFusionError) -> Failure {
     within(error).unwrap_or_else(|| Failure::data(error.strip_backtrace()))
 }
 
+/// What the innermost reason of an error says.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
+}
+
 /// The failure that an error carries.
 fn within(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     let mut source = Some(error);

@@ -35,13 +35,14 @@
 //! # What is not here
 //! - No network client of a model, no prompt, no tensor: operators bring these.
 //! - No directory is listed to find rows: scans name their parts.
-//! - No secret is resolved here but a bucket's, when its client is made: everywhere else `${secret:NAME}` passes through as it
+//! - No secret is resolved here but a bucket's and the hub's, when their clients are made: everywhere else `${secret:NAME}` passes through as it
 //!   is written.
 //! - No global state: what lives longer than a stage hangs on the run's [`run::Environment`].
 
 pub mod diagnostic;
 pub mod digest;
 pub mod failure;
+mod hub;
 pub mod key;
 pub mod lineage;
 pub mod operator;

@@ -414,8 +414,11 @@ pub struct Query {
 /// The files that a source reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Paths with globs, relative to the pipeline file, or URLs.
+    /// Paths with globs, relative to the pipeline file, or URLs. Folders, where there are `names`.
     pub paths: Vec<String>,
+    /// Globs of the names that files directly in the folders have; what else lies there is left alone. Empty: the paths are of
+    /// files.
+    pub names: &'static [&'static str],
     /// Globs of files to leave out, relative to the fixed part of each path.
     pub exclude: Vec<String>,
     /// Whether the columns are those of the files, which are Parquet then. The footer of the first one is read before the

@@ -149,7 +149,6 @@ const STAGES: &[(&str, &str, Values)] = &[
 /// Fields that have one value only, and those that stay out of keys with a reason of their own.
 const ONE_VALUE: &[(&str, &str)] = &[
     ("checkpoint", "preset"),
-    ("checkpoint", "path"),
     ("synthesize_qa", "avoid_repeats"),
     ("rewrite", "strategy"),
     ("mix", "render"),

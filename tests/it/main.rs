@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cache;
+mod checkpoint;
 mod damage;
 mod determinism;
 mod docs;
@@ -11,6 +12,7 @@ mod export;
 mod forget;
 mod fuzz;
 mod harness;
+mod hub_server;
 mod keys;
 mod matrix;
 mod names;

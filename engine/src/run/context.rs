@@ -3,6 +3,7 @@
 use std::{
     any::{Any, TypeId},
     collections::{BTreeMap, HashMap},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -383,6 +384,7 @@ pub struct TaskContext {
     /// Live counters of the stage.
     pub counters: Arc<Counters>,
     pub(crate) files: BTreeMap<String, String>,
+    pub(crate) source: Vec<SourceFile>,
     pub(crate) inputs: BTreeMap<String, Vec<Table>>,
     pub(crate) outputs: TaskOutputs,
     pub(crate) scratch: tempfile::TempDir,
@@ -396,6 +398,27 @@ impl TaskContext {
     /// When it has changed since, or can't be read.
     pub fn file(&self, field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
         named_file(&self.files, field, path)
+    }
+
+    /// The files of the source, in the state in which they were listed; sorted by path.
+    pub fn source(&self) -> &[SourceFile] {
+        &self.source
+    }
+
+    /// Opens a file of the source, in the state in which it was listed.
+    ///
+    /// # Errors
+    /// When the file has changed since, is gone, or its store fails.
+    pub async fn open(&self, file: &SourceFile) -> Result<Bytes, Failure> {
+        file.read(&self.environment.buckets).await
+    }
+
+    /// Opens some bytes of a file of the source, without looking at the rest.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the file ends before.
+    pub async fn open_range(&self, file: &SourceFile, range: Range<u64>) -> Result<Bytes, Failure> {
+        file.range(range, &self.environment.buckets).await
     }
 
     /// The tables at `port`, in the order of its list; empty for an optional port that nothing arrives at.
@@ -442,6 +465,11 @@ impl TaskContext {
     /// When the file can't be read or the store fails.
     pub async fn put_folder(&mut self, output: &str, name: &str, folder: &Path) -> Result<String, Failure> {
         self.outputs.put_folder(output, name, folder).await
+    }
+
+    /// Adds a file of the source as `name` to what an output points to: it stays where it is.
+    pub fn refer(&mut self, output: &str, name: &str, file: &SourceFile) {
+        self.outputs.refer(output, name, file);
     }
 
     /// Counts units of work for `min_yield`. A task that never calls this isn't judged by it.

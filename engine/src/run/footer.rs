@@ -1,7 +1,6 @@
 //! The columns of a source whose files are tables: what stands in the footer of the first one.
 
 use std::{
-    io::{Read, Seek, SeekFrom},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path as FilePath,
     sync::Arc,
@@ -9,21 +8,14 @@ use std::{
 
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use object_store::ObjectStoreExt;
 use parquet::{
     arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions},
     errors::ParquetError,
     file::metadata::ParquetMetaDataReader,
 };
 
-use super::sources::{self, SourceFile};
-use crate::{
-    failure::Failure,
-    operator::Source,
-    plan::SourceColumns,
-    spec::Spec,
-    store::{Buckets, key_path, split_url},
-};
+use super::sources;
+use crate::{failure::Failure, operator::Source, plan::SourceColumns, spec::Spec, store::Buckets};
 
 /// Enough for the footer of most files.
 const GUESS: u64 = 64 << 10;
@@ -65,7 +57,7 @@ pub(super) async fn columns(
     let mut wanted = GUESS;
     loop {
         let length = wanted.min(first.size);
-        let tail = tail(first, length, buckets).await?;
+        let tail = first.range(first.size - length..first.size, buckets).await?;
         match schema(&tail, first.size) {
             Ok(schema) => return Ok(schema),
             Err(ParquetError::NeedMoreData(more)) if (more as u64) <= LARGEST.min(first.size) && more as u64 > length => {
@@ -95,24 +87,6 @@ fn is_compressed(path: &str) -> bool {
     ["gz", "gzip", "zst", "zstd"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-/// The last bytes of a file.
-async fn tail(file: &SourceFile, length: u64, buckets: &Buckets) -> Result<Bytes, Failure> {
-    let start = file.size - length;
-    if file.url.contains("://") {
-        let (bucket, key) = split_url(&file.url)?;
-        return Ok(buckets.open(bucket)?.get_range(&key_path(key)?, start..file.size).await?);
-    }
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut open = std::fs::File::open(&file.url)?;
-        open.seek(SeekFrom::Start(start))?;
-        let mut bytes = Vec::new();
-        open.take(length).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().map_err(|error| Failure::external(format!("`{}` can't be read: {error}", file.source)))?;
-    Ok(bytes.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,7 +97,7 @@ mod tests {
         let buckets = Buckets::default();
         let write = |name: &str, content: &[u8]| std::fs::write(folder.path().join(name), content).expect("written");
         let said = async || {
-            let source = Source { paths: vec!["*.p*".into()], exclude: vec![], columns_in_files: true };
+            let source = Source { paths: vec!["*.p*".into()], names: &[], exclude: vec![], columns_in_files: true };
             let failure = columns(&source, folder.path(), folder.path(), &buckets).await.expect_err("no table");
             assert!(failure.hint.is_some());
             failure.message

@@ -8,9 +8,11 @@ mod fuzz;
 mod gate;
 mod history;
 mod journal;
+mod known;
 mod node;
 mod openlineage;
 mod reason;
+mod reference;
 mod rehearse;
 mod resolve;
 mod schedule;
@@ -34,7 +36,7 @@ pub use self::{
     resolve::{LastTime, Resolver, StageKey, Status, why},
     schedule::{Event, Outcome, Run, RunOptions, StageReport},
     session::default_memory,
-    sources::SourceFile,
+    sources::{SourceFile, check_place},
     table::{Table, query},
     worker::serve_worker,
 };

@@ -349,7 +349,7 @@ async fn run_partition(
     environment.sync().await?;
     let counted = units.load(std::sync::atomic::Ordering::Relaxed);
     let units = if counted > 0 { counted } else { read.load(std::sync::atomic::Ordering::Relaxed) };
-    let record = PartitionRecord { device: None, attempt, outputs, blobs: BTreeMap::new(), units };
+    let record = PartitionRecord { device: None, attempt, outputs, blobs: BTreeMap::new(), references: BTreeMap::new(), units };
     let content = serde_json::to_vec(&record).map_err(|error| Failure::bug(error.to_string()))?;
     let Some(winner) = store.create(&record_path, content.into()).await? else { return Ok(record) };
     let winner: PartitionRecord = serde_json::from_slice(&winner)

@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 use super::{
     context::Environment,
     reason::{Difference, FileChange, Reason, Subject, differ},
+    reference,
     sources::{self, SourceFile},
 };
 use crate::{
@@ -207,7 +208,8 @@ impl<'a> Resolver<'a> {
                 match (missing, manifest) {
                     (None, Some(_)) if rejects > 0 => (generation + 1, vec![Reason::RetryRejects { rows: rejects }], last),
                     (None, Some(manifest)) if !self.forced.contains(&index) => {
-                        return Ok(Status::Hit { key, generation, manifest: Arc::new(manifest), filled_by });
+                        let manifest = Arc::new(reference::relocated(manifest, &key.files));
+                        return Ok(Status::Hit { key, generation, manifest, filled_by });
                     }
                     (None, _) => (generation + 1, vec![Reason::Forced], last),
                     (Some(what), _) => (generation + 1, vec![Reason::Missing { what }], last),

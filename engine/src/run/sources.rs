@@ -1,12 +1,11 @@
 //! The files that a source reads: listed before anything is read, then opened in the state in which they were listed.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     io::ErrorKind,
-    os::unix::fs::MetadataExt,
+    ops::Range,
     path::{Path as FilePath, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
 use arrow::{
@@ -16,32 +15,45 @@ use arrow::{
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use globset::{GlobBuilder, GlobMatcher};
-use object_store::{ObjectMeta, ObjectStoreExt};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use super::walk::{Wanted, walk};
+use super::{
+    known::{Algorithm, KnownFiles},
+    walk::{Wanted, walk},
+};
 use crate::{
     failure::Failure,
+    hub::{self, Location},
     operator::Source,
     store::{Buckets, Tombstone, key_path, pieces, split_url},
 };
 
 /// A file of a source, as it was listed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFile {
-    /// Where it is: a local path or an `s3://` URL.
+    /// Where it is: a local path, an `s3://` URL, or an `hf://` URL with the commit.
     pub url: String,
-    /// Its path under the fixed part of the glob that found it.
+    /// Its path under the fixed part of the glob that found it, or in the folder that was named.
     pub path: String,
-    /// Its path relative to the pipeline file's folder, or within the bucket.
+    /// Its path relative to the pipeline file's folder, or within the bucket; on the hub that of its repository with its path
+    /// there.
     pub source: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Its state: an etag (where a server gives none, the time of its last change), or on a local disk the digest of its
-    /// content.
+    /// Its state: an etag (where a server gives none, the time of its last change), or on a local disk and the hub the digest of
+    /// its content.
     pub version: String,
+}
+
+/// Where a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Disk,
+    Bucket,
+    Hub,
 }
 
 /// Bytes of a local file that are read at once.
@@ -49,9 +61,6 @@ const LOCAL_PIECE: usize = 1 << 20;
 
 /// Before the time of an object's last change, where its server gives no etag.
 const MODIFIED: &str = "modified ";
-
-/// A file that changed less than this ago may change again within one tick of the file system's clock.
-const YOUNG: Duration = Duration::from_secs(2);
 
 impl SourceFile {
     /// The files in a batch of a file table.
@@ -82,18 +91,55 @@ impl SourceFile {
     /// # Errors
     /// When it isn't any more what was listed, or can't be read.
     pub async fn read(&self, buckets: &Buckets) -> Result<Bytes, Failure> {
-        if self.is_remote() {
+        if self.place() == Place::Bucket {
             let pieces: Vec<Bytes> = self.stream(buckets).try_collect().await?;
             return Ok(match <[Bytes; 1]>::try_from(pieces) {
                 Ok([whole]) => whole,
                 Err(pieces) => pieces.concat().into(),
             });
         }
-        let content = tokio::fs::read(&self.url).await.map_err(|error| self.unreadable(&error))?;
-        if content_version(&content) != self.version {
-            return Err(self.changed());
+        let content = tokio::fs::read(self.on_disk(buckets).await?).await.map_err(|error| self.unreadable(&error))?;
+        let holds = match Algorithm::of(&self.version) {
+            Some(algorithm) => algorithm.digest(content.as_slice())? == self.version,
+            None => content.len() as u64 == self.size,
+        };
+        if holds { Ok(content.into()) } else { Err(self.changed()) }
+    }
+
+    /// Some bytes of it: for looking at a file that is large. That they are those of the state that was listed is checked only
+    /// where a server says so.
+    ///
+    /// # Errors
+    /// When it isn't any more what was listed, ends before, or can't be read.
+    pub async fn range(&self, range: Range<u64>, buckets: &Buckets) -> Result<Bytes, Failure> {
+        if range.start > range.end || range.end > self.size {
+            return Err(Failure::bug(format!("bytes {range:?} of `{}`, which has {}", self.source, self.size)));
         }
-        Ok(content.into())
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        match self.place() {
+            Place::Bucket => {
+                let (bucket, key) = split_url(&self.url)?;
+                let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+                match buckets.open(bucket)?.get_opts(&key_path(key)?, options).await {
+                    Ok(found) if found.meta.size == self.size && self.is_at(&found.meta) => Ok(found.bytes().await?),
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => Err(self.changed()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Place::Hub => buckets.hub()?.range(&Location::parse(&self.url)?, self.size, range).await,
+            Place::Disk => {
+                let read = async {
+                    let mut file = tokio::fs::File::open(&self.url).await?;
+                    file.seek(std::io::SeekFrom::Start(range.start)).await?;
+                    let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
+                    file.read_exact(&mut bytes).await?;
+                    Ok::<_, std::io::Error>(bytes)
+                };
+                Ok(read.await.map_err(|error| self.unreadable(&error))?.into())
+            }
+        }
     }
 
     /// Its content in pieces of some MiB, for files that needn't be in memory whole.
@@ -101,7 +147,25 @@ impl SourceFile {
     /// An error ends the stream: the file isn't any more what was listed, or can't be read. That a local file has changed may
     /// show only after its last piece, so what was made of the pieces counts only when the stream has ended well.
     pub fn stream(&self, buckets: &Buckets) -> BoxStream<'static, Result<Bytes, Failure>> {
-        if self.is_remote() { self.stream_object(buckets) } else { self.stream_local() }
+        if self.place() == Place::Bucket {
+            return self.stream_object(buckets);
+        }
+        let (file, buckets) = (self.clone(), buckets.clone());
+        futures::stream::once(async move {
+            let path = file.on_disk(&buckets).await?;
+            Ok::<_, Failure>(file.stream_local(path))
+        })
+        .try_flatten()
+        .boxed()
+    }
+
+    /// A local file with its content, which comes from the hub first if it is there. Only its size was looked at.
+    pub(super) async fn on_disk(&self, buckets: &Buckets) -> Result<PathBuf, Failure> {
+        match self.place() {
+            Place::Hub => buckets.hub()?.fetch(&Location::parse(&self.url)?, self.size).await,
+            Place::Disk => Ok(PathBuf::from(&self.url)),
+            Place::Bucket => Err(Failure::bug(format!("`{}` is on no disk", self.url))),
+        }
     }
 
     fn stream_object(&self, buckets: &Buckets) -> BoxStream<'static, Result<Bytes, Failure>> {
@@ -125,27 +189,35 @@ impl SourceFile {
             .boxed()
     }
 
-    fn stream_local(&self) -> BoxStream<'static, Result<Bytes, Failure>> {
-        let state = (self.clone(), None::<tokio::fs::File>, blake3::Hasher::new());
-        futures::stream::try_unfold(state, |(file, open, mut hasher)| async move {
+    fn stream_local(&self, path: PathBuf) -> BoxStream<'static, Result<Bytes, Failure>> {
+        let hasher = Algorithm::of(&self.version).map(Algorithm::hasher);
+        let state = (self.clone(), path, None::<tokio::fs::File>, hasher);
+        futures::stream::try_unfold(state, |(file, path, open, mut hasher)| async move {
             let mut open = match open {
                 Some(open) => open,
-                None => tokio::fs::File::open(&file.url).await.map_err(|error| file.unreadable(&error))?,
+                None => tokio::fs::File::open(&path).await.map_err(|error| file.unreadable(&error))?,
             };
             let mut piece = Vec::with_capacity(LOCAL_PIECE);
             (&mut open).take(LOCAL_PIECE as u64).read_to_end(&mut piece).await.map_err(|error| file.unreadable(&error))?;
             if piece.is_empty() {
-                let version = format!("blake3:{}", hasher.finalize().to_hex());
-                return if version == file.version { Ok(None) } else { Err(file.changed()) };
+                let holds = hasher.is_none_or(|hasher| hasher.version() == file.version);
+                return if holds { Ok(None) } else { Err(file.changed()) };
             }
-            hasher.update(&piece);
-            Ok(Some((Bytes::from(piece), (file, Some(open), hasher))))
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&piece);
+            }
+            Ok(Some((Bytes::from(piece), (file, path, Some(open), hasher))))
         })
         .boxed()
     }
 
-    fn is_remote(&self) -> bool {
-        self.url.contains("://")
+    /// Where it is.
+    pub(super) fn place(&self) -> Place {
+        match self.url.split_once("://") {
+            None => Place::Disk,
+            Some(("hf", _)) => Place::Hub,
+            Some(_) => Place::Bucket,
+        }
     }
 
     /// Whether an object is in the state in which it was listed.
@@ -173,94 +245,6 @@ impl SourceFile {
     }
 }
 
-fn content_version(content: &[u8]) -> String {
-    format!("blake3:{}", blake3::hash(content).to_hex())
-}
-
-/// What local files held when they were last looked at, so that a file is read once for its key as long as nobody
-/// writes to it. It can be deleted at any time.
-#[derive(Default, Serialize, Deserialize)]
-struct KnownFiles {
-    /// By absolute path.
-    files: BTreeMap<String, (Stamp, String)>,
-    #[serde(skip)]
-    changed: bool,
-}
-
-/// What shows that a file was written to: copying tools set sizes and modification times as they were, but nobody sets the time
-/// at which an inode changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    size: u64,
-    inode: u64,
-    /// Seconds and nanoseconds since 1970.
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            size: metadata.size(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// How long ago it changed.
-    fn age(&self) -> Duration {
-        let (seconds, nanoseconds) = self.modified.max(self.changed);
-        let since = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanoseconds).unwrap_or(0));
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since).unwrap_or_default()
-    }
-}
-
-impl KnownFiles {
-    fn place(cache: &FilePath, root: &FilePath) -> PathBuf {
-        cache.join("sources").join(format!("{}.json", blake3::hash(root.to_string_lossy().as_bytes()).to_hex()))
-    }
-
-    fn load(place: &FilePath) -> Self {
-        std::fs::read(place).ok().and_then(|content| serde_json::from_slice(&content).ok()).unwrap_or_default()
-    }
-
-    /// Failing to remember costs a second look and nothing else.
-    fn save(&self, place: &FilePath) {
-        let Some(folder) = place.parent() else { return };
-        let write = || -> std::io::Result<()> {
-            std::fs::create_dir_all(folder)?;
-            let staging = tempfile::NamedTempFile::new_in(folder)?;
-            serde_json::to_writer(&staging, self)?;
-            staging.persist(place)?;
-            Ok(())
-        };
-        if self.changed
-            && let Err(error) = write()
-        {
-            tracing::debug!(%error, "what the source files hold isn't remembered");
-        }
-    }
-
-    fn version(&mut self, path: &FilePath, metadata: &std::fs::Metadata) -> std::io::Result<String> {
-        let name = path.to_string_lossy().into_owned();
-        let stamp = Stamp::of(metadata);
-        if let Some((then, version)) = self.files.get(&name)
-            && *then == stamp
-        {
-            return Ok(version.clone());
-        }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(std::fs::File::open(path)?)?;
-        let version = format!("blake3:{}", hasher.finalize().to_hex());
-        if stamp.age() >= YOUNG {
-            self.files.insert(name, (stamp, version.clone()));
-            self.changed = true;
-        }
-        Ok(version)
-    }
-}
-
 /// Lists the files of a source, sorted by path. `folder` is where the pipeline file is; under `cache` stands what local files
 /// were found to hold.
 ///
@@ -275,16 +259,16 @@ pub(crate) async fn list(
     let exclude: Vec<GlobMatcher> = source.exclude.iter().map(|glob| matcher(glob)).collect::<Result<_, _>>()?;
     let mut files: Vec<SourceFile> = Vec::new();
     for written in &source.paths {
-        let found = if written.contains("://") {
-            list_bucket(written, buckets).await?
-        } else {
-            list_local_apart(written, folder, cache, exclude.clone()).await?
+        let sought = Sought { written: written.clone(), names: source.names };
+        let found = match written.split_once("://") {
+            Some(("hf", _)) => list_hub(&sought, cache, buckets).await?,
+            Some(_) => list_bucket(&sought, buckets).await?,
+            None => list_local_apart(sought.clone(), folder, cache, exclude.clone()).await?,
         };
         let before = files.len();
         files.extend(found.into_iter().filter(|file| !exclude.iter().any(|glob| glob.is_match(&file.path))));
         if files.len() == before {
-            return Err(Failure::data(format!("`{written}` matches no file"))
-                .hint("paths are relative to the pipeline file; `**` matches folders, `*` names, `{a,b}` either"));
+            return Err(sought.not_found());
         }
     }
     files.sort_by(|a, b| (&a.path, &a.url).cmp(&(&b.path, &b.url)));
@@ -296,9 +280,54 @@ pub(crate) async fn list(
     Ok(files)
 }
 
+/// Checks the place in a path or URL of a source, as far as that shows without looking there.
+///
+/// # Errors
+/// When nothing leads there: what it should look like.
+pub fn check_place(written: &str) -> Result<(), Failure> {
+    match written.split_once("://") {
+        None => Ok(()),
+        Some(("hf", _)) => Location::parse(written).map(|_| ()),
+        Some(_) => split_url(written).map(|_| ()),
+    }
+}
+
 pub(super) fn matcher(glob: &str) -> Result<GlobMatcher, Failure> {
     let glob = GlobBuilder::new(glob).literal_separator(true).build();
     Ok(glob.map_err(|error| Failure::data(format!("a glob that can't be read: {error}")))?.compile_matcher())
+}
+
+/// What is looked for.
+#[derive(Clone)]
+struct Sought {
+    /// The path as the pipeline file has it.
+    written: String,
+    /// See [`Source::names`].
+    names: &'static [&'static str],
+}
+
+impl Sought {
+    /// Splits a path, which is that of `written` within its file system, bucket or repository, into the folder to look in and
+    /// the glob of what is meant below it.
+    fn split(&self, path: &str) -> (String, String) {
+        if self.names.is_empty() {
+            let (fixed, wild) = fixed_part(path);
+            return (fixed.to_owned(), wild.to_owned());
+        }
+        let folder = if path.is_empty() { String::new() } else { format!("{}/", path.trim_end_matches('/')) };
+        (folder, format!("{{{}}}", self.names.join(",")))
+    }
+
+    fn not_found(&self) -> Failure {
+        let relative = "paths are relative to the pipeline file";
+        if self.names.is_empty() {
+            return Failure::data(format!("`{}` matches no file", self.written))
+                .hint(format!("{relative}; `**` matches folders, `*` names, `{{a,b}}` either"));
+        }
+        let names = self.names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        Failure::data(format!("no file directly in `{}` is one of {names}", self.written))
+            .hint(format!("is it the right folder? {relative}"))
+    }
 }
 
 /// Splits a path into the part without wildcards and the glob below it.
@@ -313,21 +342,37 @@ fn fixed_part(path: &str) -> (&str, &str) {
 }
 
 /// Those of a source's listed files that are under `written`, one of its paths.
-pub(super) fn under<'a>(files: &'a [SourceFile], written: &str, folder: &FilePath) -> Vec<&'a SourceFile> {
-    let (fixed, wild) = fixed_part(written);
-    let root = if written.contains("://") {
-        fixed.to_owned()
-    } else {
-        let root = folder.join(fixed);
-        let root = std::path::absolute(&root).unwrap_or(root).to_string_lossy().into_owned();
-        format!("{}/", root.trim_end_matches('/'))
-    };
-    let glob = if is_exact(wild) { None } else { matcher(wild).ok() };
+pub(super) fn under<'a>(files: &'a [SourceFile], source: &Source, written: &str, folder: &FilePath) -> Vec<&'a SourceFile> {
+    let sought = Sought { written: written.to_owned(), names: source.names };
+    let Ok((root, wild)) = root(&sought, folder) else { return Vec::new() };
+    let glob = if is_exact(&wild) { None } else { matcher(&wild).ok() };
     let is_under = |file: &&SourceFile| {
-        let is_there = file.url.strip_prefix(&root) == Some(&file.path);
+        let is_there = match Location::parse(&file.url) {
+            // The commit that a revision stood for isn't written.
+            Ok(location) => location.source() == format!("{root}{}", file.path),
+            Err(_) => file.url.strip_prefix(&root) == Some(&file.path),
+        };
         is_there && glob.as_ref().map_or(file.path == wild, |glob| glob.is_match(&file.path))
     };
     files.iter().filter(is_under).collect()
+}
+
+/// What stands before the path of each file that is found, and the glob of those paths.
+fn root(sought: &Sought, folder: &FilePath) -> Result<(String, String), Failure> {
+    match sought.written.split_once("://") {
+        Some(("hf", _)) => {
+            let location = Location::parse(&sought.written)?;
+            let (fixed, wild) = sought.split(&location.path);
+            Ok((format!("{}/{fixed}", location.repository()), wild))
+        }
+        Some(_) => Ok(sought.split(&sought.written)),
+        None => {
+            let (fixed, wild) = sought.split(&sought.written);
+            let root = folder.join(fixed);
+            let root = std::path::absolute(&root).unwrap_or(root).to_string_lossy().into_owned();
+            Ok((format!("{}/", root.trim_end_matches('/')), wild))
+        }
+    }
 }
 
 /// Whether the part of a path behind [`fixed_part`] is a file's name and no glob.
@@ -337,33 +382,36 @@ fn is_exact(wild: &str) -> bool {
 
 /// Walks a folder on a thread of its own: a large one, or one on a slow disk, must not hold up the run.
 async fn list_local_apart(
-    written: &str,
+    sought: Sought,
     folder: &FilePath,
     cache: &FilePath,
     exclude: Vec<GlobMatcher>,
 ) -> Result<Vec<SourceFile>, Failure> {
-    let (written, folder, cache) = (written.to_owned(), folder.to_owned(), cache.to_owned());
-    let walk = tokio::task::spawn_blocking(move || list_local(&written, &folder, &cache, &exclude));
+    let (folder, cache) = (folder.to_owned(), cache.to_owned());
+    let walk = tokio::task::spawn_blocking(move || list_local(&sought, &folder, &cache, &exclude));
     walk.await.map_err(|error| Failure::bug(format!("listing files ended: {error}")))?
 }
 
-fn list_local(written: &str, folder: &FilePath, cache: &FilePath, exclude: &[GlobMatcher]) -> Result<Vec<SourceFile>, Failure> {
-    let (fixed, wild) = fixed_part(written);
-    let root = folder.join(fixed);
+fn list_local(sought: &Sought, folder: &FilePath, cache: &FilePath, exclude: &[GlobMatcher]) -> Result<Vec<SourceFile>, Failure> {
+    let (fixed, wild) = sought.split(&sought.written);
+    let root = folder.join(&fixed);
     let root = std::path::absolute(&root).unwrap_or(root);
-    let place = KnownFiles::place(cache, &root);
-    let mut known = KnownFiles::load(&place);
+    if !sought.names.is_empty() && !root.is_dir() {
+        let what = if root.exists() { "is no folder" } else { "isn't there" };
+        return Err(Failure::data(format!("`{}` {what}", sought.written)).hint("paths are relative to the pipeline file"));
+    }
+    let mut known = KnownFiles::load(cache, &root);
     let unreadable =
         |relative: &str, error: &std::io::Error| Failure::external(format!("`{fixed}{relative}` can't be read: {error}"));
-    let found = if is_exact(wild) {
-        match std::fs::metadata(root.join(wild)) {
-            Ok(metadata) if metadata.is_dir() => return Err(is_a_folder(written)),
-            Ok(_) => vec![(wild.to_owned(), root.join(wild))],
+    let found = if is_exact(&wild) {
+        match std::fs::metadata(root.join(&wild)) {
+            Ok(metadata) if metadata.is_dir() => return Err(is_a_folder(&sought.written)),
+            Ok(_) => vec![(wild.clone(), root.join(&wild))],
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Vec::new(),
-            Err(error) => return Err(unreadable(wild, &error)),
+            Err(error) => return Err(unreadable(&wild, &error)),
         }
     } else {
-        walk(&root, &Wanted::new(wild, exclude)?)?
+        walk(&root, &Wanted::new(&wild, exclude)?)?
     };
     let mut files = Vec::new();
     for (relative, path) in found {
@@ -371,7 +419,7 @@ fn list_local(written: &str, folder: &FilePath, cache: &FilePath, exclude: &[Glo
         if !metadata.is_file() {
             return Err(Failure::data(format!("`{fixed}{relative}` is no file")).hint("leave it out with `exclude`"));
         }
-        let version = known.version(&path, &metadata).map_err(|error| unreadable(&relative, &error))?;
+        let version = known.version(&path, &metadata, Algorithm::Blake3).map_err(|error| unreadable(&relative, &error))?;
         files.push(SourceFile {
             url: path.to_string_lossy().into_owned(),
             source: format!("{fixed}{relative}"),
@@ -380,7 +428,7 @@ fn list_local(written: &str, folder: &FilePath, cache: &FilePath, exclude: &[Glo
             version,
         });
     }
-    known.save(&place);
+    known.save();
     Ok(files)
 }
 
@@ -390,9 +438,28 @@ fn is_a_folder(written: &str) -> Failure {
     Failure::data(format!("`{name}` is a folder")).hint(format!("write `{name}/**/*` for all files in it"))
 }
 
-async fn list_bucket(written: &str, buckets: &Buckets) -> Result<Vec<SourceFile>, Failure> {
+/// Lists a repository of the hub at the revision that is written; the files that are given name its commit.
+async fn list_hub(sought: &Sought, cache: &FilePath, buckets: &Buckets) -> Result<Vec<SourceFile>, Failure> {
+    let location = Location::parse(&sought.written)?;
+    let (fixed, wild) = sought.split(&location.path);
+    let glob = if is_exact(&wild) { None } else { Some(matcher(&wild)?) };
+    let listing = buckets.hub()?.list(&location, cache).await?;
+    let mut files = Vec::new();
+    for hub::File { path, size, version } in listing.files {
+        let Some(relative) = path.strip_prefix(&fixed) else { continue };
+        if glob.as_ref().map_or(relative == wild, |glob| glob.is_match(relative)) {
+            let relative = relative.to_owned();
+            let at = location.with(Some(listing.commit.clone()), path);
+            files.push(SourceFile { url: at.to_string(), path: relative, source: at.source(), size, version });
+        }
+    }
+    Ok(files)
+}
+
+async fn list_bucket(sought: &Sought, buckets: &Buckets) -> Result<Vec<SourceFile>, Failure> {
+    let written = &sought.written;
     let (bucket, key) = split_url(written)?;
-    let (fixed, wild) = fixed_part(key);
+    let (fixed, wild) = sought.split(key);
     let no_file = || {
         let name = written.trim_end_matches('/');
         Failure::data(format!("`{written}` matches no file")).hint(format!("write `{name}/**/*` for all files below it"))
@@ -401,8 +468,8 @@ async fn list_bucket(written: &str, buckets: &Buckets) -> Result<Vec<SourceFile>
         return Err(no_file());
     }
     let objects = buckets.open(bucket)?;
-    let prefix = key_path(fixed)?;
-    let found: Vec<ObjectMeta> = if is_exact(wild) {
+    let prefix = key_path(&fixed)?;
+    let found: Vec<ObjectMeta> = if is_exact(&wild) {
         let key = key_path(key)?;
         match objects.head(&key).await {
             Ok(meta) => vec![meta],
@@ -418,7 +485,7 @@ async fn list_bucket(written: &str, buckets: &Buckets) -> Result<Vec<SourceFile>
     } else {
         objects.list_with_delimiter(Some(&prefix)).await?.objects
     };
-    let glob = if is_exact(wild) { None } else { Some(matcher(wild)?) };
+    let glob = if is_exact(&wild) { None } else { Some(matcher(&wild)?) };
     // Some programs mark a folder by an empty object of its name.
     let folders: HashSet<&str> = found
         .iter()
@@ -500,6 +567,11 @@ pub(crate) fn group(files: &[SourceFile], forgotten: &[Tombstone], group_bytes: 
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::BTreeMap,
+        time::{Duration, SystemTime},
+    };
+
     use super::*;
 
     #[test]
@@ -534,7 +606,7 @@ mod tests {
     async fn a_file_of_the_same_size_and_time_is_another_one() {
         let (folder, cache) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let file = folder.path().join("a.txt");
-        let source = Source { paths: vec!["*.txt".into()], exclude: vec![], columns_in_files: false };
+        let source = Source { paths: vec!["*.txt".into()], names: &[], exclude: vec![], columns_in_files: false };
         let buckets = Buckets::default();
         let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let mut versions = Vec::new();
@@ -552,7 +624,7 @@ mod tests {
         let cache = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("a.txt");
         std::fs::write(&file, "one").expect("written");
-        let source = Source { paths: vec!["*.txt".into()], exclude: vec![], columns_in_files: false };
+        let source = Source { paths: vec!["*.txt".into()], names: &[], exclude: vec![], columns_in_files: false };
         let buckets = Buckets::default();
         let files = list(&source, folder.path(), cache.path(), &buckets).await.expect("listed");
         assert_eq!(files[0].read(&buckets).await.expect("unchanged"), "one");
@@ -561,7 +633,7 @@ mod tests {
         assert!(files[0].read(&buckets).await.expect_err("changed").message.contains("changed while"));
         let streamed = files[0].stream(&buckets).try_collect::<Vec<_>>().await;
         assert!(streamed.expect_err("changed").message.contains("changed while"));
-        let none = Source { paths: vec!["*.md".into()], exclude: vec![], columns_in_files: false };
+        let none = Source { paths: vec!["*.md".into()], names: &[], exclude: vec![], columns_in_files: false };
         let failure = list(&none, folder.path(), cache.path(), &buckets).await.expect_err("nothing there");
         assert!(failure.message.contains("matches no file"));
     }
@@ -573,7 +645,7 @@ mod tests {
         std::fs::write(folder.path().join("docs/.in/a}.md"), "x").expect("written");
         let buckets = Buckets::default();
         let listed = async |path: &str, exclude: &str| {
-            let source = Source { paths: vec![path.into()], exclude: vec![exclude.into()], columns_in_files: false };
+            let source = Source { paths: vec![path.into()], names: &[], exclude: vec![exclude.into()], columns_in_files: false };
             list(&source, folder.path(), folder.path(), &buckets).await
         };
         let files = listed("docs/.in/a}.md", "*.txt").await.expect("listed");
@@ -612,7 +684,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_wrong_with_a_bucket_is_asked_for_once_more() {
         let folder = tempfile::tempdir().expect("a folder");
-        let source = Source { paths: vec!["s3://corpora/exam.jsonl".into()], exclude: vec![], columns_in_files: false };
+        let source =
+            Source { paths: vec!["s3://corpora/exam.jsonl".into()], names: &[], exclude: vec![], columns_in_files: false };
         for (status, code, said) in [
             ("404 Not Found", "NoSuchBucket", "doesn't exist"),
             ("400 Bad Request", "ExpiredToken", "the credentials have expired"),
@@ -629,7 +702,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let content: Vec<u8> = (0..2 * LOCAL_PIECE + 5).map(|n| (n % 253) as u8).collect();
         std::fs::write(folder.path().join("a.bin"), &content).expect("written");
-        let source = Source { paths: vec!["a.bin".into()], exclude: vec![], columns_in_files: false };
+        let source = Source { paths: vec!["a.bin".into()], names: &[], exclude: vec![], columns_in_files: false };
         let buckets = Buckets::default();
         let files = list(&source, folder.path(), folder.path(), &buckets).await.expect("listed");
         let pieces: Vec<Bytes> = files[0].stream(&buckets).try_collect().await.expect("streamed");

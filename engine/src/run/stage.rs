@@ -20,6 +20,7 @@ use super::{
     context::{Counters, Environment},
     gate::Gate,
     node::{PartitionSource, StageExec, StageRuntime, StageWork, by_row_id},
+    reference,
     resolve::StageKey,
     session, sources,
     table::{self, Table, scan},
@@ -85,7 +86,7 @@ impl StageRun<'_> {
         {
             tracing::debug!(%error, "what a task had reached isn't removed");
         }
-        Ok(committed)
+        Ok(reference::relocated(committed, &self.key.files))
     }
 
     /// The failure, which is damage if a part that the stage reads was found damaged: not every library hands on our error.
@@ -164,6 +165,7 @@ impl StageRun<'_> {
                 .map(|(port, tables)| (port.clone(), tables.iter().map(|table| table.manifest().clone()).collect()))
                 .collect(),
             outputs: self.outputs(),
+            source: self.key.files.clone(),
             files: self.files(),
             seed: stage.seed,
             refresh: self.refresh(),
@@ -307,7 +309,9 @@ impl StageRun<'_> {
                 let parts: Vec<Part> =
                     records.iter().filter_map(|record| record.outputs.get(&output.name)).flatten().cloned().collect();
                 let blobs = records.iter().filter_map(|record| record.blobs.get(&output.name)).flatten().cloned().collect();
-                (output.name.clone(), TableManifest::new(&output.schema, parts, blobs))
+                let references = records.iter().filter_map(|record| record.references.get(&output.name)).flatten().cloned();
+                let table = TableManifest::new(&output.schema, parts, blobs);
+                (output.name.clone(), TableManifest { references: references.collect(), ..table })
             })
             .collect();
         Manifest::new(outputs, units)

@@ -26,10 +26,10 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{context::Environment, session};
+use super::{context::Environment, reference, session};
 use crate::{
     failure::Failure,
-    store::{Blob, BlobCache, Part, Store, TableManifest},
+    store::{Blob, BlobCache, Buckets, Part, Reference, Store, TableManifest},
 };
 
 /// Under which URL the store is known to DataFusion.
@@ -39,6 +39,8 @@ pub(crate) const STORE_URL: &str = "ingrain://store/";
 #[derive(Debug, Clone)]
 pub struct Table {
     store: Store,
+    buckets: Buckets,
+    cache: Arc<PathBuf>,
     blobs: Arc<BlobCache>,
     schema: SchemaRef,
     manifest: Arc<TableManifest>,
@@ -47,7 +49,14 @@ pub struct Table {
 impl Table {
     /// The table that `manifest` names. `schema` is what it was bound with.
     pub fn new(environment: &Environment, schema: SchemaRef, manifest: TableManifest) -> Self {
-        Self { store: environment.store.clone(), blobs: environment.blobs.clone(), schema, manifest: Arc::new(manifest) }
+        Self {
+            store: environment.store.clone(),
+            buckets: environment.buckets.clone(),
+            cache: Arc::new(environment.cache.clone()),
+            blobs: environment.blobs.clone(),
+            schema,
+            manifest: Arc::new(manifest),
+        }
     }
 
     /// Its columns.
@@ -115,26 +124,35 @@ impl Table {
         }
     }
 
-    /// The blobs `name/...` as a local folder, which lasts as long as the run's environment. Others may share its files: don't
-    /// write there.
+    /// The blobs `name/...` as a local folder, which lasts as long as the run's environment, with the files that the artifact refers
+    /// to under such names. Others may share its files: don't write there.
     ///
     /// # Errors
-    /// When there are none, or one isn't what the manifest says.
+    /// When there are none, or one isn't what the manifest says: a file that is referred to may be gone, or may have changed.
     pub async fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
         let prefix = format!("{name}/");
         let mut blobs: Vec<(PathBuf, &Blob)> = Vec::new();
         let mut hasher = blake3::Hasher::new();
         for blob in &self.manifest.blobs {
-            let Some(relative) = blob.name.strip_prefix(&prefix) else { continue };
-            let relative = PathBuf::from(relative);
-            if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
-                return Err(Failure::data(format!("the blob name `{}` leaves its folder", blob.name)));
-            }
+            let Some(relative) = relative(&blob.name, &prefix)? else { continue };
             hasher.update(blob.name.as_bytes()).update(&[0]).update(blob.digest.as_bytes());
             blobs.push((relative, blob));
         }
-        if blobs.is_empty() {
+        let mut references: Vec<(PathBuf, &Reference)> = Vec::new();
+        for reference in &self.manifest.references {
+            let Some(relative) = relative(&reference.name, &prefix)? else { continue };
+            hasher.update(reference.name.as_bytes()).update(&[0]).update(reference.version.as_bytes());
+            references.push((relative, reference));
+        }
+        if blobs.is_empty() && references.is_empty() {
             return Err(Failure::data(format!("no folder `{name}` in this artifact")));
+        }
+        if !references.is_empty() {
+            let folder = self.blobs.folder(&self.store, hasher.finalize().to_hex().as_str(), &blobs).await?;
+            for (relative, reference) in references {
+                reference::put(reference, &folder.join(relative), &self.blobs, &self.buckets, &self.cache).await?;
+            }
+            return Ok(folder);
         }
         match self.local_folder(&blobs) {
             Some(folder) => {
@@ -155,6 +173,15 @@ impl Table {
         let folder = first.ancestors().nth(relative.components().count())?.to_owned();
         blobs.iter().all(|(relative, blob)| place(blob) == Some(folder.join(relative))).then_some(folder)
     }
+}
+
+/// The path of a blob or reference called `name` below `prefix`, if it is there.
+fn relative(name: &str, prefix: &str) -> Result<Option<PathBuf>, Failure> {
+    let Some(relative) = name.strip_prefix(prefix).map(PathBuf::from) else { return Ok(None) };
+    if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(Failure::data(format!("the blob name `{name}` leaves its folder")));
+    }
+    Ok(Some(relative))
 }
 
 /// Reads a blob's file from end to end, on a thread of its own: weights take a while.

@@ -16,6 +16,8 @@ use serde_json::Value;
 use super::{
     context::{Counters, Environment, TaskContext},
     node::panicked,
+    reference,
+    sources::SourceFile,
     table::Table,
     write::PartWriter,
 };
@@ -23,7 +25,7 @@ use crate::{
     failure::Failure,
     operator::{DEFAULT_OUTPUT, Lowering, REJECTS_OUTPUT},
     schema::{InputSchemas, SchemaBytes},
-    store::{Blob, PartitionRecord, Store, TableManifest},
+    store::{Blob, PartitionRecord, Reference, Store, TableManifest},
 };
 
 /// Everything that running a task needs beside the [`Environment`]; travels to a child process as JSON.
@@ -35,6 +37,8 @@ pub(crate) struct TaskWork {
     pub inputs: InputSchemas,
     pub tables: BTreeMap<String, Vec<TableManifest>>,
     pub outputs: BTreeMap<String, SchemaBytes>,
+    /// What a source reads.
+    pub source: Vec<SourceFile>,
     /// Digests of the files that the config names, by field.
     pub files: BTreeMap<String, String>,
     pub seed: u64,
@@ -57,6 +61,7 @@ pub(crate) struct TaskOutputs {
     attempt: String,
     writers: BTreeMap<String, PartWriter>,
     blobs: BTreeMap<String, Vec<Blob>>,
+    references: BTreeMap<String, Vec<Reference>>,
     counters: Arc<Counters>,
     pub(crate) units: u64,
     pub(crate) device: Option<String>,
@@ -107,13 +112,17 @@ impl TaskOutputs {
         Ok(digest.finalize().to_hex().to_string())
     }
 
+    pub(crate) fn refer(&mut self, output: &str, name: &str, file: &SourceFile) {
+        self.references.entry(output.to_owned()).or_default().push(reference::to(file, name));
+    }
+
     async fn finish(mut self) -> Result<PartitionRecord, Failure> {
         let mut outputs = BTreeMap::new();
         for (output, writer) in std::mem::take(&mut self.writers) {
             outputs.insert(output, writer.finish().await?);
         }
-        let Self { attempt, blobs, units, device, .. } = self;
-        Ok(PartitionRecord { device, attempt, outputs, blobs, units })
+        let Self { attempt, blobs, references, units, device, .. } = self;
+        Ok(PartitionRecord { device, attempt, outputs, blobs, references, units })
     }
 }
 
@@ -153,6 +162,7 @@ pub(crate) async fn run_task(
         environment: environment.clone(),
         counters: counters.clone(),
         files: work.files.clone(),
+        source: work.source.clone(),
         inputs,
         outputs: TaskOutputs {
             store: environment.store.clone(),
@@ -160,6 +170,7 @@ pub(crate) async fn run_task(
             attempt,
             writers,
             blobs: BTreeMap::new(),
+            references: BTreeMap::new(),
             counters,
             units: 0,
             device: None,

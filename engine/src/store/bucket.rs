@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::refusal::{Place, missing_credentials};
-use crate::failure::Failure;
+use crate::{failure::Failure, hub::Hub};
 
 /// An entry of `s3:` in a pipeline file. The fields for secrets hold `${secret:NAME}`, never a value.
 #[derive(Clone, Default, Deserialize)]
@@ -40,7 +40,7 @@ struct Entry {
     anonymous: bool,
 }
 
-/// The buckets that a run reaches. Clones share their clients: one for each bucket, made when first used.
+/// The buckets that a run reaches, and the hub. Clones share their clients: one for each bucket, made when first used.
 ///
 /// A bucket is reached as the AWS environment variables say, or as its entry under `s3:` does. What an entry leaves out
 /// comes from the environment, except that an entry with credentials of its own (or `anonymous`) takes nothing from there.
@@ -55,6 +55,7 @@ struct Shared {
     written: BTreeMap<String, Value>,
     entries: BTreeMap<String, Entry>,
     clients: Mutex<HashMap<String, Bucket>>,
+    hub: Mutex<Option<Arc<Hub>>>,
 }
 
 impl fmt::Debug for Buckets {
@@ -75,7 +76,7 @@ impl Buckets {
             let entry = Entry::deserialize(value).map_err(|_| Failure::data(format!("`s3.{name}` can't be read")))?;
             entries.insert(name.clone(), entry);
         }
-        Ok(Self { shared: Arc::new(Shared { written, entries, clients: Mutex::default() }) })
+        Ok(Self { shared: Arc::new(Shared { written, entries, ..Shared::default() }) })
     }
 
     /// The entries as they are written; secrets are references.
@@ -96,6 +97,20 @@ impl Buckets {
         clients.insert(name.to_owned(), bucket.clone());
         Ok(Arc::new(bucket))
     }
+
+    /// The hub that the environment leads to. Nothing is asked of it yet.
+    ///
+    /// # Errors
+    /// When the environment makes no sense.
+    pub(crate) fn hub(&self) -> std::result::Result<Arc<Hub>, Failure> {
+        let mut hub = self.shared.hub.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(hub) = &*hub {
+            return Ok(hub.clone());
+        }
+        let made = Arc::new(Hub::from_environment()?);
+        *hub = Some(made.clone());
+        Ok(made)
+    }
 }
 
 /// Splits `s3://bucket/key` at the first `/`. A key is any text: `#`, `?` and `%` in it mean themselves.
@@ -105,9 +120,8 @@ impl Buckets {
 pub(crate) fn split(url: &str) -> std::result::Result<(&str, &str), Failure> {
     let Some(rest) = url.strip_prefix("s3://") else {
         let scheme = url.split("://").next().unwrap_or_default();
-        return Err(
-            Failure::data(format!("there is no way to a `{scheme}://` URL")).hint("use a local path or `s3://bucket/path`")
-        );
+        return Err(Failure::data(format!("there is no way to a `{scheme}://` URL"))
+            .hint("use a local path, `s3://bucket/path` or `hf://owner/name@revision`"));
     };
     let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() || bucket.contains([' ', '?', '#', '@', ':']) {

@@ -1,7 +1,8 @@
-//! Blobs of stores that aren't local: kept in a folder that all runs on this machine share.
+//! Blobs of stores that aren't local, and files that artifacts refer to: kept in a folder that all runs on this machine share.
 //!
 //! ```text
-//! <cache>/blobs/<digest>                a blob, whole, under the blake3 of its content; the last use is its modification time
+//! <cache>/blobs/<digest>                a blob, whole, under the blake3 of its content; the last use is its modification time.
+//!                                       A file that isn't on a store has a digest of its URL and state instead
 //! <cache>/in-use/<process>/<folder>/... blobs under their names, as hard links, for as long as the process lives
 //! <cache>/in-use/<process>.lock         locked by the process
 //! ```
@@ -18,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::path::Path;
 
 use super::{Blob, Store, pieces};
@@ -37,6 +38,21 @@ pub(crate) struct BlobCache {
     limit: u64,
     fetching: tokio::sync::Mutex<()>,
     in_use: Mutex<Option<InUse>>,
+}
+
+/// What a file holds, in pieces; may be asked for again.
+pub(crate) type Content<'a> = &'a (dyn Fn() -> BoxStream<'static, Result<Bytes, Failure>> + Send + Sync);
+
+/// A file that is kept.
+struct Kept<'a> {
+    /// Its name in the folder: 64 hex digits.
+    name: &'a str,
+    /// What it is, for messages.
+    of: &'a str,
+    bytes: u64,
+    /// blake3 of its content, hex, where that is known.
+    digest: Option<&'a str>,
+    content: Content<'a>,
 }
 
 /// The folder of this process, with a lock that tells others that it lives.
@@ -90,15 +106,41 @@ impl BlobCache {
         Ok(folder)
     }
 
-    /// Calls `take` with the file of a blob, which is fetched if need be. Another process may remove the file at any moment:
-    /// then it is fetched again.
+    /// Gives a file that isn't on a store the name `place`, in the folder of this process; it is fetched if need be.
+    ///
+    /// `name` is 64 hex digits that tell it, in the state that is meant, from every other. `content` ends in an error where it isn't
+    /// in that state.
+    pub(crate) async fn place(&self, name: &str, bytes: u64, content: Content<'_>, place: &FilePath) -> Result<(), Failure> {
+        self.kept(&Kept { name, of: name, bytes, digest: None, content }, |file| link(file, place)).await
+    }
+
+    /// Calls `take` with the file of a blob.
     async fn with<T>(&self, store: &Store, blob: &Blob, take: impl Fn(&FilePath) -> std::io::Result<T>) -> Result<T, Failure> {
         if blob.digest.len() != 64 || !blob.digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(Failure::external(format!("the digest of `{}` is none", blob.path)));
         }
-        let file = self.blobs().join(&blob.digest);
+        let content = || {
+            let path = blob.path.clone();
+            pieces(store.objects().clone(), Path::from(path.as_str()), blob.bytes)
+                .map(move |piece| match piece {
+                    Ok((piece, _)) => Ok(piece),
+                    Err(object_store::Error::NotFound { .. }) => {
+                        Err(Failure::external(format!("`{path}` is missing")).hint("run again: it is made anew"))
+                    }
+                    Err(error) => Err(error.into()),
+                })
+                .boxed()
+        };
+        let (name, of) = (blob.digest.as_str(), blob.path.as_str());
+        self.kept(&Kept { name, of, bytes: blob.bytes, digest: Some(name), content: &content }, take).await
+    }
+
+    /// Calls `take` with a file, which is fetched if need be. Another process may remove it at any moment: then it is fetched
+    /// again.
+    async fn kept<T>(&self, kept: &Kept<'_>, take: impl Fn(&FilePath) -> std::io::Result<T>) -> Result<T, Failure> {
+        let file = self.blobs().join(kept.name);
         for _ in 0..4 {
-            if is_whole(&file, blob.bytes) {
+            if is_whole(&file, kept.bytes) {
                 match used(&file).and_then(|()| take(&file)) {
                     Ok(taken) => return Ok(taken),
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -106,8 +148,8 @@ impl BlobCache {
                 }
             }
             let _alone = self.fetching.lock().await;
-            if !is_whole(&file, blob.bytes) {
-                self.fetch(store, blob, &file).await?;
+            if !is_whole(&file, kept.bytes) {
+                self.fetch(kept, &file).await?;
                 self.shrink();
             }
         }
@@ -122,28 +164,19 @@ impl BlobCache {
         digests.into_iter().filter(|digest| std::fs::remove_file(self.blobs().join(digest)).is_ok()).count()
     }
 
-    async fn fetch(&self, store: &Store, blob: &Blob, file: &FilePath) -> Result<(), Failure> {
+    async fn fetch(&self, kept: &Kept<'_>, file: &FilePath) -> Result<(), Failure> {
         let folder = self.blobs();
         std::fs::create_dir_all(&folder).map_err(|error| self.unusable(&error))?;
         let staging = tempfile::Builder::new().prefix(FETCH).tempfile_in(&folder);
         let mut staging = staging.map_err(|error| self.unusable(&error))?;
         let mut hasher = blake3::Hasher::new();
-        let mut fetched = pieces(store.objects().clone(), Path::from(blob.path.as_str()), blob.bytes);
-        loop {
-            match fetched.try_next().await {
-                Ok(Some((piece, _))) => {
-                    hasher.update(&piece);
-                    staging.write_all(&piece).map_err(|error| self.unusable(&error))?;
-                }
-                Ok(None) => break,
-                Err(object_store::Error::NotFound { .. }) => {
-                    return Err(Failure::external(format!("`{}` is missing", blob.path)).hint("run again: it is made anew"));
-                }
-                Err(error) => return Err(error.into()),
-            }
+        let mut fetched = (kept.content)();
+        while let Some(piece) = fetched.try_next().await? {
+            hasher.update(&piece);
+            staging.write_all(&piece).map_err(|error| self.unusable(&error))?;
         }
-        if hasher.finalize().to_hex().as_str() != blob.digest {
-            return Err(Failure::damaged(&blob.path));
+        if kept.digest.is_some_and(|digest| hasher.finalize().to_hex().as_str() != digest) {
+            return Err(Failure::damaged(kept.of));
         }
         // The size is all that is looked at later: a power cut must not leave a file of the right size with holes.
         staging.as_file().sync_all().map_err(|error| self.unusable(&error))?;

@@ -47,6 +47,22 @@ pub struct Blob {
     pub digest: String,
 }
 
+/// A file of an artifact that isn't on the store: it stays where its owner keeps it, such as the weights of a checkpoint that was
+/// made elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reference {
+    /// Its name in the artifact (`checkpoint/model.safetensors`).
+    pub name: String,
+    /// Where it is: a local path, an `s3://` URL, or an `hf://` URL with the commit.
+    pub url: String,
+    /// How its place is called to people: a local path relative to the pipeline file.
+    pub source: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The state that is meant: the digest of its content (`blake3:`, `sha256:`), or an etag.
+    pub version: String,
+}
+
 /// A column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
@@ -71,6 +87,9 @@ pub struct PartitionRecord {
     /// Blobs by output.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub blobs: BTreeMap<String, Vec<Blob>>,
+    /// References by output.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub references: BTreeMap<String, Vec<Reference>>,
     /// Units of work done (requests, or input rows), for `min_yield`.
     pub units: u64,
 }
@@ -89,6 +108,9 @@ pub struct TableManifest {
     /// What its rows point to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blobs: Vec<Blob>,
+    /// What its rows point to and the store doesn't have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<Reference>,
 }
 
 impl TableManifest {
@@ -107,7 +129,7 @@ impl TableManifest {
                 nullable: field.is_nullable(),
             })
             .collect();
-        Self { columns, rows: digest.rows, digest: digest.of_table(schema), parts, blobs }
+        Self { columns, rows: digest.rows, digest: digest.of_table(schema), parts, blobs, references: Vec::new() }
     }
 
     /// Bytes that the rows hold, uncompressed.

@@ -38,7 +38,7 @@ pub use self::{
     erase::Erased,
     forgotten::{Forgotten, Tombstone, same_source},
     lease::{Holder, Lease},
-    manifest::{Action, Blob, Column, Committed, Manifest, Part, PartitionRecord, TableManifest},
+    manifest::{Action, Blob, Column, Committed, Manifest, Part, PartitionRecord, Reference, TableManifest},
     probe::{Check, Verdict, probe},
 };
 pub(crate) use self::{

@@ -5,7 +5,7 @@ use object_store::{
     client::{HttpError, HttpErrorKind},
 };
 
-use crate::failure::Failure;
+use crate::failure::{Failure, innermost};
 
 /// A bucket, for messages.
 #[derive(Debug, Clone)]
@@ -112,7 +112,7 @@ impl Place {
                 _ => "broke the connection",
             };
             return Some(
-                Failure::external(format!("{} for the bucket `{}` {what}: {}", self.server(), self.bucket, last(http)))
+                Failure::external(format!("{} for the bucket `{}` {what}: {}", self.server(), self.bucket, innermost(http)))
                     .hint("is the endpoint right (`AWS_ENDPOINT_URL`, or `endpoint` under `s3:`), and the server up?"),
             );
         }
@@ -204,15 +204,6 @@ fn status(text: &str) -> Option<String> {
     let (_, rest) = text.split_once("status code: ")?;
     let status: String = rest.chars().take_while(|c| *c != ':' && !c.is_control()).take(60).collect();
     (!status.is_empty()).then_some(status)
-}
-
-/// The innermost reason.
-fn last(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }
 
 #[cfg(test)]

@@ -118,9 +118,9 @@ pub const TYPE: OperatorType = OperatorType::of::<Read>("read", 2).unkeyed(&[
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Read {
-    /// The files: a path or several, local or `s3://`, with `*`, `**`, `?`, `[...]` and `{a,b}`. Relative to the pipeline
-    /// file. Local folders whose names begin with a dot, such as `.ingrain` and `.git`, are passed over, unless a part of the
-    /// path that begins with a dot matches them.
+    /// The files: a path or several, local, `s3://` or `hf://datasets/owner/name@revision/`, with `*`, `**`, `?`, `[...]` and
+    /// `{a,b}`. Relative to the pipeline file. Local folders whose names begin with a dot, such as `.ingrain` and `.git`, are
+    /// passed over, unless a part of the path that begins with a dot matches them.
     #[serde(deserialize_with = "one_or_several")]
     #[schemars(schema_with = "texts")]
     pub path: Vec<String>,
@@ -214,7 +214,7 @@ impl Operator for Read {
 
     fn source(&self) -> Option<Source> {
         let columns_in_files = self.format == Format::Table;
-        Some(Source { paths: self.path.clone(), exclude: self.exclude.clone(), columns_in_files })
+        Some(Source { paths: self.path.clone(), names: &[], exclude: self.exclude.clone(), columns_in_files })
     }
 }
 

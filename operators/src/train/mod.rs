@@ -316,8 +316,9 @@ impl Task for Learn {
         context.computed_on(device);
         let table = context.table(BASE)?;
         let start = Start::of(&table.collect().await?)?;
+        context.counters.say("fetching the base");
         let base = ingrain_student::Checkpoint::read(&table.folder(FOLDER).await?).map_err(checkpoint::failure)?;
-        let settings = self.0.settings(start.is_random(), base.architecture.precision());
+        let settings = self.0.settings(start.is_random, base.architecture.precision());
         let longest = base.architecture.max_position_embeddings;
         if settings.sequence_length > longest {
             return Err(Failure::data(format!(

@@ -52,7 +52,7 @@ impl Training {
         let described = base.iter().find(|rows| rows.num_rows() > 0).ok_or_else(|| Failure::data("a base without rows"))?;
         let architecture = Architecture::from_json(text(described, "architecture")?.value(0).as_bytes())
             .map_err(|error| Failure::data(format!("the base's `architecture`: {error}")))?;
-        let settings = config.settings(Start::of(&base)?.is_random(), architecture.precision());
+        let settings = config.settings(Start::of(&base)?.is_random, architecture.precision());
         let json = self.base.blob(&format!("{FOLDER}/{FILE}")).await?;
         let tokenizer = ingrain_student::checkpoint::tokenizer(&architecture, &json).map_err(failure)?;
 

@@ -12,6 +12,7 @@ pub mod architecture;
 pub mod checkpoint;
 pub mod device;
 pub mod generate;
+pub mod header;
 pub mod pack;
 pub mod schedule;
 pub mod score;

@@ -297,7 +297,7 @@ impl Writer<'_> {
                 bucket => format!("{bucket}/{}", escaped(&name.name)),
             };
             let data_source = DataSource { name: name.namespace.clone(), uri };
-            let found = read.map(|read| sources::under(read, written, &self.plan.folder));
+            let found = read.map(|read| sources::under(read, &source, written, &self.plan.folder));
             let version = found.as_ref().map(|found| {
                 let identities = found.iter().map(|file| file.identity()).collect::<Vec<_>>();
                 Version { dataset_version: crate::key::key("source files", &identities.into()) }.into()

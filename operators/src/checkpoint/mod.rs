@@ -1,5 +1,7 @@
 //! Checkpoints to start a training from.
 
+mod given;
+
 use std::sync::Arc;
 
 use arrow::{
@@ -11,7 +13,7 @@ use ingrain_engine::{
     digest::undigested,
     failure::Failure,
     key,
-    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports},
+    operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, Source},
     run::{Task, TaskContext},
 };
 use ingrain_student::{Architecture, CheckpointError, Preset, Random};
@@ -28,25 +30,41 @@ const TOKENIZER: &str = "tokenizer";
 pub(crate) const FOLDER: &str = "checkpoint";
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Checkpoint>("checkpoint", 1);
+pub const TYPE: OperatorType = OperatorType::of::<Checkpoint>("checkpoint", 1)
+    .unkeyed(&[("path", "the files that are found there are in the key, by name, size and state")]);
 
-/// Gives a model to start from: a preset's architecture with random weights, which the stage's seed decides, and a tokenizer.
+/// Gives a model to start from: one in the layout of Hugging Face, with its tokenizer, or a preset's architecture with random
+/// weights, which the stage's seed decides.
+///
+/// `path` names a folder beside the pipeline file, under `s3://bucket/prefix`, or a repository of the hub as
+/// `hf://owner/name@revision`. It holds `config.json`, `tokenizer.json`, and `model.safetensors` or
+/// `model.safetensors.index.json` with the files that it names; `generation_config.json`, `tokenizer_config.json`,
+/// `special_tokens_map.json` and `chat_template.jinja` go along where they are there. `config.json`, the tokenizer and what the
+/// weight files say of their tensors are checked when the stage runs. Weights stay where they are: the store gets the small files,
+/// and of the weights their place, size and state (on a disk and the hub the digest of their content, on S3 the etag). A stage that
+/// computes with them fetches them into a local cache folder; who wants the tokenizer fetches none.
+///
+/// For the hub, `HF_ENDPOINT`, `HF_TOKEN` (or the file that `hf auth login` writes), `HF_HOME` and `HF_HUB_CACHE` mean what they
+/// do elsewhere. A commit as revision is looked up once; a branch or a tag at every run, which runs anew what depends on it when
+/// the files behind it have changed.
 ///
 /// `preset: tiny` is a Llama of 2 layers of width 128 with 4 heads, feed-forward 336, and tied embeddings. Its weights are
 /// normal with deviation 0.02, those of matrices that write into the residual stream divided by the root of twice the layers.
 ///
 /// # Ports
-/// - `tokenizer`: the tokenizer, whose number of tokens is the model's vocabulary.
+/// - `tokenizer`: with `preset`, the tokenizer, whose number of tokens is the model's vocabulary. None with `path`.
 ///
 /// # Outputs
 /// - default: one row: `uri` (of the folder, relative to the artifact), `digest` (of the folder's files), `architecture` (the
-///   model's configuration as JSON), `step` and `tokens` (trained so far: 0), `loss` (null), `final` (true). The files lie
-///   beside it as `checkpoint/...`, a folder that `transformers` loads. There is no `parent_id`.
+///   model's configuration as JSON), `step` and `tokens` (trained here so far: 0), `loss` (null), `final` (true). The files lie
+///   beside it as `checkpoint/...`, a folder that `transformers` loads; weights behind a `path` are only referred to. There is no
+///   `parent_id`.
 /// - `tokenizer`: the tokenizer, as the operator of that name gives it.
 ///
 /// # Example
 /// ```yaml
-/// base: { op: checkpoint, from: words, preset: tiny }
+/// base: { op: checkpoint, path: "hf://meta-llama/Llama-3.1-8B-Instruct@0e9e39f249a16976918f6564b8830bc894c89659" }
+/// tiny: { op: checkpoint, from: words, preset: tiny }
 /// ```
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -54,7 +72,8 @@ pub struct Checkpoint {
     /// An architecture that gets random weights: `tiny`, `small`, `medium` or `large`.
     #[serde(default)]
     pub preset: Option<Preset>,
-    /// A folder of a Hugging Face checkpoint. Not built yet.
+    /// A folder with a checkpoint in the layout of Hugging Face: a path relative to the pipeline file, `s3://bucket/prefix`, or
+    /// `hf://owner/name@revision`. Not with `preset`.
     #[serde(default)]
     pub path: Option<String>,
 }
@@ -68,23 +87,34 @@ impl Operator for Checkpoint {
     }
 
     fn bind(&self, _: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
-        if self.path.is_some() {
-            return Err(vec![
-                Invalid::new("/path", "checkpoints of one's own aren't built yet").hint("`preset: tiny` with a tokenizer is"),
-            ]);
-        }
-        if self.preset.is_none() {
-            return Err(vec![Invalid::new("", "no `preset` is given").hint("write `preset: tiny`")]);
+        match (&self.preset, &self.path) {
+            (None, None) => {
+                let hint = "write `path: hf://owner/name@revision` (or a folder), or `preset: tiny` for random weights";
+                return Err(vec![Invalid::new("", "neither `path` nor `preset` is given").hint(hint)]);
+            }
+            (Some(_), Some(_)) => {
+                let hint = "a preset's weights are random: leave one of the two out";
+                return Err(vec![Invalid::new("/preset", "`path` names a model already").hint(hint)]);
+            }
+            (None, Some(path)) => given::check(path).map_err(|mistake| vec![mistake])?,
+            (Some(_), None) => {}
         }
         Ok(vec![Output::new(DEFAULT_OUTPUT, fields(false)), Output::new(TOKENIZER, tokenizer::fields())])
     }
 
     fn lower(&self, _: &Inputs) -> Lowering {
-        Lowering::Task(Arc::new(Make(self.clone())))
+        Lowering::Task(match &self.path {
+            Some(path) => Arc::new(given::Take { path: path.clone() }),
+            None => Arc::new(Make(self.clone())),
+        })
     }
 
     fn draws(&self) -> bool {
-        true
+        self.preset.is_some()
+    }
+
+    fn source(&self) -> Option<Source> {
+        self.path.as_deref().map(given::source)
     }
 }
 
@@ -101,7 +131,7 @@ impl Task for Make {
         let checkpoint = ingrain_student::Checkpoint::new(architecture, weights, &json).map_err(failure)?;
         let digest = put_files(context, &checkpoint).await?;
         let row = Row {
-            row_id: key::row_id("checkpoint", 0, &[&digest], 0, 0),
+            row_id: Origin::Random.row_id(&digest),
             parent_id: None,
             digest,
             architecture: described(&checkpoint.architecture)?,
@@ -111,6 +141,27 @@ impl Task for Make {
         };
         context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
         tokenizer::put(context, TOKENIZER, &json).await
+    }
+}
+
+/// Where the weights of a checkpoint come from that no stage here has trained.
+#[derive(Debug, Clone, Copy)]
+enum Origin {
+    /// They are drawn.
+    Random,
+    /// They were trained elsewhere.
+    Given,
+}
+
+impl Origin {
+    /// The id of the row of a checkpoint with this digest. It tells the origin, so that equal files of two origins, which a training
+    /// treats differently, are two rows.
+    fn row_id(self, digest: &str) -> String {
+        let number = match self {
+            Self::Random => 0,
+            Self::Given => 1,
+        };
+        key::row_id("checkpoint", number, &[digest], 0, 0)
     }
 }
 
@@ -189,6 +240,8 @@ pub(crate) struct Start {
     pub(crate) row_id: String,
     pub(crate) step: i64,
     pub(crate) tokens: i64,
+    /// Whether the weights are random.
+    pub(crate) is_random: bool,
 }
 
 impl Start {
@@ -203,14 +256,10 @@ impl Start {
                 column.map(|column| column.value(row)).ok_or_else(|| Failure::bug(format!("a checkpoint without `{name}`")))
             };
             let row_id = texts(batch, "row_id")?.value(row).to_owned();
-            return Ok(Self { row_id, step: number("step")?, tokens: number("tokens")? });
+            let is_random = row_id == Origin::Random.row_id(texts(batch, "digest")?.value(row));
+            return Ok(Self { row_id, step: number("step")?, tokens: number("tokens")?, is_random });
         }
         Err(Failure::data("no row with `final` among the checkpoints"))
-    }
-
-    /// Whether the weights are random.
-    pub(crate) fn is_random(&self) -> bool {
-        self.step == 0 && self.tokens == 0
     }
 }
 
@@ -226,14 +275,17 @@ mod tests {
     }
 
     #[test]
-    fn only_presets_are_built() {
+    fn a_model_is_given_or_a_preset() {
         let outputs = config(json!({ "preset": "tiny" })).bind(&Inputs::default()).unwrap();
         assert_eq!(outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>(), [DEFAULT_OUTPUT, TOKENIZER]);
         assert_eq!(outputs[1].schema.fields().to_vec(), Schema::new(tokenizer::fields()).fields().to_vec());
         let path = config(json!({ "path": "hf://a/b@c" }));
         assert_eq!(path.ports(), Ports::Named(Vec::new()));
-        assert_eq!(path.bind(&Inputs::default()).unwrap_err()[0].field, "/path");
+        assert_eq!(path.bind(&Inputs::default()).unwrap().len(), 2);
+        assert!(!path.draws() && path.source().is_some());
         assert!(config(json!({})).bind(&Inputs::default()).is_err());
+        let both = config(json!({ "path": "a", "preset": "tiny" }));
+        assert_eq!(both.bind(&Inputs::default()).unwrap_err()[0].field, "/preset");
         assert!(serde_json::from_value::<Checkpoint>(json!({ "preset": "huge" })).is_err());
     }
 
@@ -255,10 +307,11 @@ mod tests {
         let earlier = RecordBatch::try_new(schema.clone(), columns).unwrap();
         let last = row("b", 9).batch(schema).unwrap();
         let start = Start::of(&[earlier.clone(), last]).unwrap();
-        assert_eq!(start, Start { row_id: "b".into(), step: 9, tokens: 18 });
-        assert!(!start.is_random());
+        assert_eq!(start, Start { row_id: "b".into(), step: 9, tokens: 18, is_random: false });
         assert!(Start::of(&[earlier]).is_err());
-        let fresh = row("c", 0).batch(Arc::new(Schema::new(fields(true)))).unwrap();
-        assert!(Start::of(&[fresh]).unwrap().is_random());
+        for (origin, is_random) in [(Origin::Random, true), (Origin::Given, false)] {
+            let fresh = row(&origin.row_id("d"), 0).batch(Arc::new(Schema::new(fields(true)))).unwrap();
+            assert_eq!(Start::of(&[fresh]).unwrap().is_random, is_random);
+        }
     }
 }
