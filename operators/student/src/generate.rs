@@ -2,8 +2,16 @@
 
 use std::cmp::Ordering;
 
+use serde::Deserialize;
+
+use crate::architecture::TokenIds;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::pack::Batch;
 use crate::score::{ScoreError, Scorer, failed};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// The file that says which tokens end a text that is generated.
+const CONFIG: &str = "generation_config.json";
 
 /// Tokens, those to come counted, of the texts that are gone on with at once: keys and values of all of them are kept.
 const TOKENS_AT_ONCE: usize = 1 << 14;
@@ -17,7 +25,10 @@ pub struct Generation {
     pub stop: Vec<u32>,
     /// 0 takes the likeliest token; above, probabilities are those of the logits divided by it.
     pub temperature: f64,
-    /// Tokens are drawn from the smallest set of likeliest ones that holds this share of the probability.
+    /// Tokens are drawn from this many likeliest ones; 0 takes all.
+    pub top_k: usize,
+    /// Tokens are drawn from the smallest set of likeliest ones that holds this share of the probability, which is that
+    /// among the `top_k`.
     pub top_p: f64,
     /// Draws follow from it and from the text so far, and from nothing else: not from the texts beside it.
     pub seed: u64,
@@ -26,8 +37,39 @@ pub struct Generation {
 impl Generation {
     /// The likeliest tokens until one of `stop`, or `max_tokens`.
     pub fn greedy(max_tokens: usize, stop: Vec<u32>) -> Self {
-        Self { max_tokens, stop, temperature: 0.0, top_p: 1.0, seed: 0 }
+        Self { max_tokens, stop, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
     }
+}
+
+/// The tokens that end a text of this checkpoint: those that `generation_config.json` names (of a model tuned on
+/// conversations, the end of a turn, too), those of `config.json`, and the tokenizer's end token.
+///
+/// # Errors
+/// When the checkpoint's tokenizer or its `generation_config.json` can't be read.
+pub fn end_ids(checkpoint: &Checkpoint) -> Result<Vec<u32>, CheckpointError> {
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(default)]
+        eos_token_id: Option<TokenIds>,
+    }
+    let named = match checkpoint.files.get(CONFIG) {
+        None => None,
+        Some(json) => {
+            serde_json::from_slice::<Named>(json)
+                .map_err(|error| CheckpointError::Malformed { path: CONFIG.into(), reason: error.to_string() })?
+                .eos_token_id
+        }
+    };
+    let mut ids = vec![checkpoint.tokenizer()?.end_id()];
+    for named in [named.as_ref(), checkpoint.architecture.eos_token_id.as_ref()].into_iter().flatten() {
+        match named {
+            TokenIds::One(id) => ids.push(*id),
+            TokenIds::Many(several) => ids.extend(several),
+        }
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
 }
 
 /// What came behind a prompt.
@@ -35,17 +77,82 @@ impl Generation {
 pub struct Generated {
     /// The new tokens.
     pub ids: Vec<u32>,
-    /// Whether a token of `stop` ended it; else it was cut.
+    /// Whether a token of `stop` ended it, or what the caller waited for; else it was cut.
+    pub stopped: bool,
+}
+
+/// What came behind a prompt, as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The text, without the string that ended it.
+    pub text: String,
+    /// How many tokens were made, those of the string that ended it included.
+    pub tokens: usize,
+    /// Whether it ended by itself; else it was cut.
     pub stopped: bool,
 }
 
 impl Scorer {
+    /// Goes on with each prompt in writing, until a token of `how.stop` or until the text holds one of `stop_strings`
+    /// (empty ones are no strings to wait for), whichever tokens it is made of; the text is cut in front of the first.
+    ///
+    /// # Errors
+    /// As [`Scorer::generate`]; and when ids have no text in a foreign tokenizer.
+    pub fn write(
+        &mut self,
+        tokenizer: &Tokenizer,
+        prompts: &[Vec<u32>],
+        how: &Generation,
+        stop_strings: &[String],
+    ) -> Result<Vec<Written>, WriteError> {
+        let stops: Vec<&str> = stop_strings.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
+        let longest = stops.iter().map(|stop| stop.len()).max().unwrap_or(0);
+        let mut failed = None;
+        let texts = self.generate_until(prompts, how, &mut |ids| {
+            if stops.is_empty() {
+                return false;
+            }
+            // A token that shows adds a byte at least; the first ones of the window may show as broken letters, or lose a
+            // space, and there may be special tokens in it.
+            let window = &ids[ids.len().saturating_sub(longest + 16)..];
+            let holds = |ids: &[u32]| tokenizer.decode(ids).map(|text| first(&text, &stops).is_some());
+            match holds(window).and_then(|near| if near { holds(ids) } else { Ok(false) }) {
+                Ok(ends) => ends,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    true
+                }
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let written = texts.into_iter().map(|Generated { ids, stopped }| {
+            let mut text = tokenizer.decode(&ids)?;
+            if let Some(end) = first(&text, &stops) {
+                text.truncate(end);
+            }
+            Ok(Written { text, tokens: ids.len(), stopped })
+        });
+        written.collect()
+    }
+
     /// Goes on with each prompt. A token costs a pass over itself on the CPU, where keys and values are kept, and over the
     /// whole text on a CUDA device.
     ///
     /// # Errors
     /// As [`Scorer::log_probs`]; a prompt is too long if `max_tokens` more don't fit.
     pub fn generate(&mut self, prompts: &[Vec<u32>], how: &Generation) -> Result<Vec<Generated>, ScoreError> {
+        self.generate_until(prompts, how, &mut |_| false)
+    }
+
+    /// As [`Scorer::generate`]; `ends` sees the new tokens of a text after each of them, and says whether they end it.
+    fn generate_until(
+        &mut self,
+        prompts: &[Vec<u32>],
+        how: &Generation,
+        ends: &mut dyn FnMut(&[u32]) -> bool,
+    ) -> Result<Vec<Generated>, ScoreError> {
         for (number, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(ScoreError::EmptyPrompt(number));
@@ -64,13 +171,19 @@ impl Scorer {
                 tokens <= TOKENS_AT_ONCE
             });
             let end = start + fitting.count().max(1);
-            self.go_on(&prompts[start..end], how, &mut done[start..end])?;
+            self.go_on(&prompts[start..end], how, ends, &mut done[start..end])?;
             start = end;
         }
         Ok(done)
     }
 
-    fn go_on(&mut self, prompts: &[Vec<u32>], how: &Generation, done: &mut [Generated]) -> Result<(), ScoreError> {
+    fn go_on(
+        &mut self,
+        prompts: &[Vec<u32>],
+        how: &Generation,
+        ends: &mut dyn FnMut(&[u32]) -> bool,
+        done: &mut [Generated],
+    ) -> Result<(), ScoreError> {
         let (device, vocabulary) = (self.device, self.vocabulary);
         let batch = Batch::texts(prompts.iter().map(Vec::as_slice));
         let mut logits = self.engine.read(&batch).map_err(|error| failed(device, error))?;
@@ -85,7 +198,8 @@ impl Scorer {
                     continue;
                 }
                 text.ids.push(id);
-                if text.ids.len() < how.max_tokens {
+                text.stopped = ends(&text.ids);
+                if !text.stopped && text.ids.len() < how.max_tokens {
                     kept.push(place);
                     ids.push(id);
                     still.push(*number);
@@ -108,6 +222,10 @@ impl Generation {
             return (0..logits.len()).min_by(likelier).unwrap_or(0) as u32;
         }
         let mut order: Vec<usize> = (0..logits.len()).collect();
+        if (1..order.len()).contains(&self.top_k) {
+            order.select_nth_unstable_by(self.top_k - 1, likelier);
+            order.truncate(self.top_k);
+        }
         order.sort_unstable_by(likelier);
         let top = order.first().map_or(0.0, |id| logits[*id]);
         let weights: Vec<f64> = order.iter().map(|id| (f64::from(logits[*id] - top) / self.temperature).exp()).collect();
@@ -130,6 +248,22 @@ impl Generation {
     }
 }
 
+/// Why a text can't be gone on with in writing.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// It can't be gone on with.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
+    /// What came can't be shown.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+/// Where the first of some strings begins in a text.
+fn first(text: &str, stops: &[&str]) -> Option<usize> {
+    stops.iter().filter_map(|stop| text.find(stop)).min()
+}
+
 /// A number in [0, 1) from the seed and the text so far.
 fn lot(seed: u64, prompt: &[u32], text: &[u32]) -> f64 {
     let mut hasher = blake3::Hasher::new();
@@ -145,7 +279,11 @@ fn lot(seed: u64, prompt: &[u32], text: &[u32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::architecture::Preset;
     use crate::score::tests::scorer;
+    use crate::tokenizer::tests::TEXTS;
+    use crate::tokenizer::train;
+    use crate::weights::initialise;
 
     fn prompts() -> Vec<Vec<u32>> {
         vec![vec![3, 4, 5], vec![250], vec![7; 40]]
@@ -199,11 +337,55 @@ mod tests {
         for (count, share) in counts.iter().zip([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0.0]) {
             assert!((f64::from(*count) / 4000.0 - share).abs() < 0.03, "{counts:?}");
         }
+        for seed in 0..200 {
+            let two = Generation { seed, top_k: 2, ..how.clone() };
+            assert!(two.next(&logits, &[1], &[]) < 2);
+            assert_eq!(Generation { top_k: 1, ..two.clone() }.next(&logits, &[1], &[]), 0);
+            // The likeliest holds 0.625 of the two.
+            assert_eq!(Generation { top_p: 0.6, ..two }.next(&logits, &[1], &[]), 0);
+        }
         let mut scorer = scorer();
         let how = Generation { temperature: 1.0, ..Generation::greedy(8, vec![]) };
         let together = scorer.generate(&prompts(), &how).unwrap();
         for (prompt, together) in prompts().into_iter().zip(together) {
             assert_eq!(scorer.generate(&[prompt], &how).unwrap()[0], together);
         }
+    }
+    #[test]
+    fn a_text_ends_at_the_first_of_its_strings() {
+        let tokenizer = Tokenizer::from_json(train(TEXTS.iter(), 300).unwrap().json.as_bytes()).unwrap();
+        let mut scorer = scorer();
+        let how = Generation { temperature: 1.5, seed: 3, ..Generation::greedy(40, vec![]) };
+        let whole = scorer.write(&tokenizer, &prompts(), &how, &[]).unwrap();
+        assert!(whole.iter().all(|text| text.tokens == 40 && !text.stopped));
+        let ids = scorer.generate(&prompts(), &how).unwrap();
+        // Ten characters from the middle of what comes anyway, over several tokens.
+        let letters: Vec<(usize, char)> = whole[0].text.char_indices().collect();
+        let place = letters[letters.len() / 2].0;
+        let stop: String = whole[0].text[place..].chars().take(10).collect();
+        assert!(!ids[0].ids.iter().any(|id| tokenizer.decode(&[*id]).unwrap().contains(&stop)));
+        let place = whole[0].text.find(&stop).unwrap();
+        let cut = scorer.write(&tokenizer, &prompts(), &how, &[String::new(), stop.clone(), "\u{1}none".into()]).unwrap();
+        assert_eq!((cut[0].text.as_str(), cut[0].stopped), (&whole[0].text[..place], true));
+        assert!(cut[0].tokens < 40);
+        for (cut, whole) in cut.iter().zip(&whole).filter(|(cut, _)| !cut.stopped) {
+            assert_eq!(cut, whole, "others go on");
+        }
+        let earlier = whole[0].text[..place].chars().next().map(String::from).unwrap();
+        let earlier = scorer.write(&tokenizer, &prompts(), &how, &[stop, earlier]).unwrap();
+        assert_eq!((earlier[0].text.as_str(), earlier[0].stopped), ("", true));
+    }
+
+    #[test]
+    fn a_text_ends_with_the_tokens_that_the_checkpoint_names() {
+        let architecture = Preset::Tiny.architecture(300);
+        let weights = initialise(&architecture, 1);
+        let json = train(TEXTS.iter(), 300).unwrap().json;
+        let mut checkpoint = Checkpoint::new(architecture, weights, json.as_bytes()).unwrap();
+        assert_eq!(end_ids(&checkpoint).unwrap(), [1]);
+        checkpoint.files.insert(CONFIG.into(), br#"{"eos_token_id": [7, 1, 5], "top_k": 50}"#.to_vec());
+        assert_eq!(end_ids(&checkpoint).unwrap(), [1, 5, 7]);
+        checkpoint.files.insert(CONFIG.into(), br#"{"eos_token_id": "x"}"#.to_vec());
+        assert!(end_ids(&checkpoint).unwrap_err().to_string().starts_with("`generation_config.json`: "));
     }
 }

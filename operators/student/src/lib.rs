@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod architecture;
+pub mod chat;
 pub mod checkpoint;
 pub mod device;
 pub mod generate;
@@ -28,9 +29,10 @@ mod graph;
 mod optimizer;
 
 pub use architecture::{Architecture, ArchitectureError, Preset};
+pub use chat::{ChatError, ChatTemplate, Turn};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use device::{Device, DeviceError};
-pub use generate::{Generated, Generation};
+pub use generate::{Generated, Generation, WriteError, Written, end_ids};
 pub use pack::{Place, Row, places};
 pub use score::{ScoreError, Scorer};
 pub use settings::Settings;
