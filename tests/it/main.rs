@@ -12,6 +12,7 @@ mod forget;
 mod fuzz;
 mod harness;
 mod keys;
+mod local;
 mod matrix;
 mod names;
 mod openlineage;

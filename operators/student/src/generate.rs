@@ -1,11 +1,12 @@
 //! Continuations of texts, greedy or sampled.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::architecture::TokenIds;
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::architecture::{Architecture, TokenIds};
+use crate::checkpoint::CheckpointError;
 use crate::pack::Batch;
 use crate::score::{ScoreError, Scorer, failed};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -14,7 +15,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 const CONFIG: &str = "generation_config.json";
 
 /// Tokens, those to come counted, of the texts that are gone on with at once: keys and values of all of them are kept.
-const TOKENS_AT_ONCE: usize = 1 << 14;
+pub const TOKENS_AT_ONCE: usize = 1 << 14;
 
 /// How texts are gone on with.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,18 +42,22 @@ impl Generation {
     }
 }
 
-/// The tokens that end a text of this checkpoint: those that `generation_config.json` names (of a model tuned on
-/// conversations, the end of a turn, too), those of `config.json`, and the tokenizer's end token.
+/// The tokens that end a text of a checkpoint, by its small files: those that `generation_config.json` names (of a model
+/// tuned on conversations, the end of a turn, too), those of `config.json`, and the tokenizer's end token.
 ///
 /// # Errors
-/// When the checkpoint's tokenizer or its `generation_config.json` can't be read.
-pub fn end_ids(checkpoint: &Checkpoint) -> Result<Vec<u32>, CheckpointError> {
+/// When `generation_config.json` can't be read.
+pub fn end_ids(
+    architecture: &Architecture,
+    files: &BTreeMap<String, Vec<u8>>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>, CheckpointError> {
     #[derive(Deserialize)]
     struct Named {
         #[serde(default)]
         eos_token_id: Option<TokenIds>,
     }
-    let named = match checkpoint.files.get(CONFIG) {
+    let named = match files.get(CONFIG) {
         None => None,
         Some(json) => {
             serde_json::from_slice::<Named>(json)
@@ -60,8 +65,8 @@ pub fn end_ids(checkpoint: &Checkpoint) -> Result<Vec<u32>, CheckpointError> {
                 .eos_token_id
         }
     };
-    let mut ids = vec![checkpoint.tokenizer()?.end_id()];
-    for named in [named.as_ref(), checkpoint.architecture.eos_token_id.as_ref()].into_iter().flatten() {
+    let mut ids = vec![tokenizer.end_id()];
+    for named in [named.as_ref(), architecture.eos_token_id.as_ref()].into_iter().flatten() {
         match named {
             TokenIds::One(id) => ids.push(*id),
             TokenIds::Many(several) => ids.extend(several),
@@ -81,6 +86,29 @@ pub struct Generated {
     pub stopped: bool,
 }
 
+/// A prompt that is gone on with in writing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// The tokens of the prompt.
+    pub prompt: Vec<u32>,
+    /// How it is gone on with.
+    pub how: Generation,
+    /// The text is cut in front of the first of these, whichever tokens it is made of. Empty ones are left aside.
+    pub stop_strings: Vec<String>,
+}
+
+impl Asked {
+    /// The tokens of the prompt, and those that may come.
+    pub fn tokens(&self) -> usize {
+        self.prompt.len() + self.how.max_tokens
+    }
+
+    /// Where the first of the strings that end the text begins.
+    fn end(&self, text: &str) -> Option<usize> {
+        self.stop_strings.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| text.find(stop)).min()
+    }
+}
+
 /// What came behind a prompt, as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
@@ -93,30 +121,23 @@ pub struct Written {
 }
 
 impl Scorer {
-    /// Goes on with each prompt in writing, until a token of `how.stop` or until the text holds one of `stop_strings`
-    /// (empty ones are no strings to wait for), whichever tokens it is made of; the text is cut in front of the first.
+    /// Goes on with each prompt in writing.
     ///
     /// # Errors
     /// As [`Scorer::generate`]; and when ids have no text in a foreign tokenizer.
-    pub fn write(
-        &mut self,
-        tokenizer: &Tokenizer,
-        prompts: &[Vec<u32>],
-        how: &Generation,
-        stop_strings: &[String],
-    ) -> Result<Vec<Written>, WriteError> {
-        let stops: Vec<&str> = stop_strings.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
-        let longest = stops.iter().map(|stop| stop.len()).max().unwrap_or(0);
+    pub fn write(&mut self, tokenizer: &Tokenizer, asked: &[Asked]) -> Result<Vec<Written>, WriteError> {
         let mut failed = None;
-        let texts = self.generate_until(prompts, how, &mut |ids| {
-            if stops.is_empty() {
+        let texts: Vec<Text<'_>> = asked.iter().map(|asked| (asked.prompt.as_slice(), &asked.how)).collect();
+        let texts = self.generate_until(&texts, &mut |number, ids| {
+            let asked = &asked[number];
+            let Some(longest) = asked.stop_strings.iter().map(String::len).max().filter(|longest| *longest > 0) else {
                 return false;
-            }
+            };
             // A token that shows adds a byte at least; the first ones of the window may show as broken letters, or lose a
             // space, and there may be special tokens in it.
             let window = &ids[ids.len().saturating_sub(longest + 16)..];
-            let holds = |ids: &[u32]| tokenizer.decode(ids).map(|text| first(&text, &stops).is_some());
-            match holds(window).and_then(|near| if near { holds(ids) } else { Ok(false) }) {
+            let ends = |ids: &[u32]| tokenizer.decode(ids).map(|text| asked.end(&text).is_some());
+            match ends(window).and_then(|near| if near { ends(ids) } else { Ok(false) }) {
                 Ok(ends) => ends,
                 Err(error) => {
                     failed.get_or_insert(error);
@@ -127,9 +148,9 @@ impl Scorer {
         if let Some(error) = failed {
             return Err(error.into());
         }
-        let written = texts.into_iter().map(|Generated { ids, stopped }| {
+        let written = texts.into_iter().zip(asked).map(|(Generated { ids, stopped }, asked)| {
             let mut text = tokenizer.decode(&ids)?;
-            if let Some(end) = first(&text, &stops) {
+            if let Some(end) = asked.end(&text) {
                 text.truncate(end);
             }
             Ok(Written { text, tokens: ids.len(), stopped })
@@ -143,62 +164,63 @@ impl Scorer {
     /// # Errors
     /// As [`Scorer::log_probs`]; a prompt is too long if `max_tokens` more don't fit.
     pub fn generate(&mut self, prompts: &[Vec<u32>], how: &Generation) -> Result<Vec<Generated>, ScoreError> {
-        self.generate_until(prompts, how, &mut |_| false)
+        let texts: Vec<Text<'_>> = prompts.iter().map(|prompt| (prompt.as_slice(), how)).collect();
+        self.generate_until(&texts, &mut |_, _| false)
     }
 
-    /// As [`Scorer::generate`]; `ends` sees the new tokens of a text after each of them, and says whether they end it.
+    /// As [`Scorer::generate`]; `ends` sees the new tokens of a text, which it knows by its number, after each of them, and
+    /// says whether they end it.
     fn generate_until(
         &mut self,
-        prompts: &[Vec<u32>],
-        how: &Generation,
-        ends: &mut dyn FnMut(&[u32]) -> bool,
+        texts: &[Text<'_>],
+        ends: &mut dyn FnMut(usize, &[u32]) -> bool,
     ) -> Result<Vec<Generated>, ScoreError> {
-        for (number, prompt) in prompts.iter().enumerate() {
+        for (number, (prompt, how)) in texts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(ScoreError::EmptyPrompt(number));
             }
             self.check(number, prompt.len() + how.max_tokens, prompt.iter())?;
         }
-        let mut done = vec![Generated { ids: Vec::new(), stopped: false }; prompts.len()];
-        if how.max_tokens == 0 {
-            return Ok(done);
-        }
-        let mut start = 0;
-        while start < prompts.len() {
+        let mut done = vec![Generated { ids: Vec::new(), stopped: false }; texts.len()];
+        let open: Vec<usize> = (0..texts.len()).filter(|number| texts[*number].1.max_tokens > 0).collect();
+        let mut open = open.as_slice();
+        while !open.is_empty() {
             let mut tokens = 0;
-            let fitting = prompts[start..].iter().take_while(|prompt| {
+            let fitting = open.iter().take_while(|number| {
+                let (prompt, how) = texts[**number];
                 tokens += prompt.len() + how.max_tokens;
                 tokens <= TOKENS_AT_ONCE
             });
-            let end = start + fitting.count().max(1);
-            self.go_on(&prompts[start..end], how, ends, &mut done[start..end])?;
-            start = end;
+            let (some, rest) = open.split_at(fitting.count().max(1));
+            self.go_on(texts, some.to_vec(), ends, &mut done)?;
+            open = rest;
         }
         Ok(done)
     }
 
+    /// Goes on with the texts that have these numbers, together.
     fn go_on(
         &mut self,
-        prompts: &[Vec<u32>],
-        how: &Generation,
-        ends: &mut dyn FnMut(&[u32]) -> bool,
+        texts: &[Text<'_>],
+        mut open: Vec<usize>,
+        ends: &mut dyn FnMut(usize, &[u32]) -> bool,
         done: &mut [Generated],
     ) -> Result<(), ScoreError> {
         let (device, vocabulary) = (self.device, self.vocabulary);
-        let batch = Batch::texts(prompts.iter().map(Vec::as_slice));
+        let batch = Batch::texts(open.iter().map(|number| texts[*number].0));
         let mut logits = self.engine.read(&batch).map_err(|error| failed(device, error))?;
-        let mut open: Vec<usize> = (0..prompts.len()).collect();
         loop {
             let (mut kept, mut ids, mut still) = (Vec::new(), Vec::new(), Vec::new());
             for (place, (number, logits)) in open.iter().zip(logits.chunks_exact(vocabulary)).enumerate() {
+                let (prompt, how) = texts[*number];
                 let text = &mut done[*number];
-                let id = how.next(logits, &prompts[*number], &text.ids);
+                let id = how.next(logits, prompt, &text.ids);
                 if how.stop.contains(&id) {
                     text.stopped = true;
                     continue;
                 }
                 text.ids.push(id);
-                text.stopped = ends(&text.ids);
+                text.stopped = ends(*number, &text.ids);
                 if !text.stopped && text.ids.len() < how.max_tokens {
                     kept.push(place);
                     ids.push(id);
@@ -213,6 +235,9 @@ impl Scorer {
         }
     }
 }
+
+/// A prompt, and how it is gone on with.
+type Text<'a> = (&'a [u32], &'a Generation);
 
 impl Generation {
     /// The token after `prompt` and `text`.
@@ -259,11 +284,6 @@ pub enum WriteError {
     Tokenizer(#[from] TokenizerError),
 }
 
-/// Where the first of some strings begins in a text.
-fn first(text: &str, stops: &[&str]) -> Option<usize> {
-    stops.iter().filter_map(|stop| text.find(stop)).min()
-}
-
 /// A number in [0, 1) from the seed and the text so far.
 fn lot(seed: u64, prompt: &[u32], text: &[u32]) -> f64 {
     let mut hasher = blake3::Hasher::new();
@@ -283,7 +303,6 @@ mod tests {
     use crate::score::tests::scorer;
     use crate::tokenizer::tests::TEXTS;
     use crate::tokenizer::train;
-    use crate::weights::initialise;
 
     fn prompts() -> Vec<Vec<u32>> {
         vec![vec![3, 4, 5], vec![250], vec![7; 40]]
@@ -355,37 +374,60 @@ mod tests {
     fn a_text_ends_at_the_first_of_its_strings() {
         let tokenizer = Tokenizer::from_json(train(TEXTS.iter(), 300).unwrap().json.as_bytes()).unwrap();
         let mut scorer = scorer();
-        let how = Generation { temperature: 1.5, seed: 3, ..Generation::greedy(40, vec![]) };
-        let whole = scorer.write(&tokenizer, &prompts(), &how, &[]).unwrap();
+        let asked = |stop_strings: &[&str]| -> Vec<Asked> {
+            let how = Generation { temperature: 1.5, seed: 3, ..Generation::greedy(40, vec![]) };
+            let stop_strings: Vec<String> = stop_strings.iter().map(|&stop| stop.to_owned()).collect();
+            prompts().into_iter().map(|prompt| Asked { prompt, how: how.clone(), stop_strings: stop_strings.clone() }).collect()
+        };
+        let whole = scorer.write(&tokenizer, &asked(&[])).unwrap();
         assert!(whole.iter().all(|text| text.tokens == 40 && !text.stopped));
-        let ids = scorer.generate(&prompts(), &how).unwrap();
+        let ids = scorer.generate(&prompts(), &asked(&[])[0].how).unwrap();
         // Ten characters from the middle of what comes anyway, over several tokens.
         let letters: Vec<(usize, char)> = whole[0].text.char_indices().collect();
         let place = letters[letters.len() / 2].0;
         let stop: String = whole[0].text[place..].chars().take(10).collect();
         assert!(!ids[0].ids.iter().any(|id| tokenizer.decode(&[*id]).unwrap().contains(&stop)));
         let place = whole[0].text.find(&stop).unwrap();
-        let cut = scorer.write(&tokenizer, &prompts(), &how, &[String::new(), stop.clone(), "\u{1}none".into()]).unwrap();
+        let cut = scorer.write(&tokenizer, &asked(&["", &stop, "\u{1}none"])).unwrap();
         assert_eq!((cut[0].text.as_str(), cut[0].stopped), (&whole[0].text[..place], true));
         assert!(cut[0].tokens < 40);
         for (cut, whole) in cut.iter().zip(&whole).filter(|(cut, _)| !cut.stopped) {
             assert_eq!(cut, whole, "others go on");
         }
-        let earlier = whole[0].text[..place].chars().next().map(String::from).unwrap();
-        let earlier = scorer.write(&tokenizer, &prompts(), &how, &[stop, earlier]).unwrap();
+        let begin = whole[0].text.chars().next().unwrap().to_string();
+        let earlier = scorer.write(&tokenizer, &asked(&[&stop, &begin])).unwrap();
         assert_eq!((earlier[0].text.as_str(), earlier[0].stopped), ("", true));
     }
 
     #[test]
+    fn each_text_is_gone_on_with_in_its_own_way() {
+        let mut scorer = scorer();
+        let hows = [
+            Generation::greedy(3, vec![]),
+            Generation::greedy(0, vec![]),
+            Generation { temperature: 1.0, seed: 9, ..Generation::greedy(12, vec![]) },
+        ];
+        let prompts = prompts();
+        let texts: Vec<Text<'_>> = prompts.iter().map(Vec::as_slice).zip(&hows).collect();
+        let together = scorer.generate_until(&texts, &mut |_, _| false).unwrap();
+        assert_eq!(together.iter().map(|text| text.ids.len()).collect::<Vec<_>>(), [3, 0, 12]);
+        for ((prompt, how), together) in prompts.iter().zip(&hows).zip(together) {
+            assert_eq!(scorer.generate(std::slice::from_ref(prompt), how).unwrap()[0], together);
+        }
+    }
+
+    #[test]
     fn a_text_ends_with_the_tokens_that_the_checkpoint_names() {
-        let architecture = Preset::Tiny.architecture(300);
-        let weights = initialise(&architecture, 1);
-        let json = train(TEXTS.iter(), 300).unwrap().json;
-        let mut checkpoint = Checkpoint::new(architecture, weights, json.as_bytes()).unwrap();
-        assert_eq!(end_ids(&checkpoint).unwrap(), [1]);
-        checkpoint.files.insert(CONFIG.into(), br#"{"eos_token_id": [7, 1, 5], "top_k": 50}"#.to_vec());
-        assert_eq!(end_ids(&checkpoint).unwrap(), [1, 5, 7]);
-        checkpoint.files.insert(CONFIG.into(), br#"{"eos_token_id": "x"}"#.to_vec());
-        assert!(end_ids(&checkpoint).unwrap_err().to_string().starts_with("`generation_config.json`: "));
+        let tokenizer = Tokenizer::from_json(train(TEXTS.iter(), 300).unwrap().json.as_bytes()).unwrap();
+        let mut architecture = Preset::Tiny.architecture(300);
+        architecture.eos_token_id = Some(TokenIds::One(7));
+        let ends = |config: Option<&str>| {
+            let files = config.map(|config| (CONFIG.to_owned(), config.as_bytes().to_vec())).into_iter().collect();
+            end_ids(&architecture, &files, &tokenizer)
+        };
+        assert_eq!(ends(None).unwrap(), [1, 7]);
+        assert_eq!(ends(Some(r#"{"eos_token_id": [9, 1, 5], "top_k": 50}"#)).unwrap(), [1, 5, 7, 9]);
+        assert_eq!(ends(Some(r#"{"eos_token_id": 3}"#)).unwrap(), [1, 3, 7]);
+        assert!(ends(Some(r#"{"eos_token_id": "x"}"#)).unwrap_err().to_string().starts_with("`generation_config.json`: "));
     }
 }

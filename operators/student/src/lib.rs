@@ -32,7 +32,7 @@ pub use architecture::{Architecture, ArchitectureError, Preset};
 pub use chat::{ChatError, ChatTemplate, Turn};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use device::{Device, DeviceError};
-pub use generate::{Generated, Generation, WriteError, Written, end_ids};
+pub use generate::{Asked, Generated, Generation, WriteError, Written, end_ids};
 pub use pack::{Place, Row, places};
 pub use score::{ScoreError, Scorer};
 pub use settings::Settings;
