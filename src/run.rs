@@ -14,7 +14,7 @@ use arrow::{
 };
 use ingrain_engine::{
     failure::{Failure, Fault},
-    operator::{REJECTS_OUTPUT, Resource},
+    operator::REJECTS_OUTPUT,
     plan::{Plan, Stage, StageIndex},
     run::{Counters, Environment, Event, Outcome, Run, RunOptions, Status, Table, why},
 };
@@ -109,7 +109,7 @@ async fn no_device(
         until => until.iter().flat_map(|index| pipeline.plan.needed_by(*index)).collect(),
     };
     let statuses = why(&pipeline.plan, environment, &wanted, options.force.clone()).await?;
-    let needs = |index: StageIndex| pipeline.plan.stage(index).operator.resource() == Resource::Device;
+    let needs = |index: StageIndex| pipeline.plan.holds_device(index, &environment.registry);
     let is_needed = statuses.iter().any(|(index, status)| needs(*index) && !matches!(status, Status::Hit { .. }));
     Ok(is_needed.then_some(failure))
 }

@@ -2,14 +2,22 @@
 //!
 //! The engine knows operators only through [`OperatorType`], one row of the table that the command passes in.
 
-use std::{collections::BTreeMap, fmt::Debug, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::run::{RowStream, Task};
+use crate::{
+    failure::Failure,
+    run::{RowStream, Task},
+};
 
 /// The name of the output that `from: stage` means.
 pub const DEFAULT_OUTPUT: &str = "default";
@@ -25,10 +33,15 @@ pub struct Registry {
     pub planned: &'static [&'static str],
     /// JSON Schema of one entry under `models:`.
     pub model_schema: fn() -> schemars::Schema,
+    /// A model's entry, with the paths in it made those of files beside the pipeline file, which lies in this folder. All
+    /// others get it so.
+    pub model_beside: fn(&Value, &Path) -> Value,
     /// Whether a model with this entry can answer; if not, why.
     pub model_ready: fn(&Value) -> Result<(), String>,
-    /// What of a model's entry enters keys.
-    pub model_identity: fn(&Value) -> Value,
+    /// What of a model's entry enters keys. What is looked up at length for it is kept in the folder, which is the machine's.
+    pub model_identity: fn(&Value, &Path) -> Result<Value, Failure>,
+    /// Whether a model with this entry answers on the run's device: one of these or one training holds it at a time.
+    pub model_on_device: fn(&Value) -> bool,
     /// What asking a model with this entry costs.
     pub model_cost: fn(&Value) -> Cost,
 }

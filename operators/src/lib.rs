@@ -70,8 +70,10 @@ pub const REGISTRY: Registry = Registry {
     operators: OPERATORS,
     planned: PLANNED,
     model_schema: teachers::model_schema,
+    model_beside: teachers::model_beside,
     model_ready: teachers::model_ready,
     model_identity: teachers::model_identity,
+    model_on_device: teachers::model_on_device,
     model_cost: teachers::model_cost,
 };
 

@@ -14,6 +14,7 @@ mod fuzz;
 mod harness;
 mod hub_server;
 mod keys;
+mod local;
 mod matrix;
 mod names;
 mod openlineage;

@@ -61,6 +61,8 @@ pub(super) fn compile(
     }
     let order = in_order(&names);
 
+    let models: BTreeMap<String, serde_json::Value> =
+        spec.models.iter().map(|(name, entry)| (name.clone(), (registry.model_beside)(entry, &folder))).collect();
     let mut drafts: Vec<Draft<'_>> = Vec::new();
     for stage in &spec.stages {
         let operator = stage.operator.clone().and_then(|bound| match beside_file(bound, &folder) {
@@ -73,7 +75,7 @@ pub(super) fn compile(
         drafts.push(Draft { spec: stage, operator, outputs: None, inputs: Inputs::default(), edges: Vec::new() });
     }
     for node in &order {
-        bind_stage(names[*node], &mut drafts, (spec, registry, sources), &places, &mut wrong);
+        bind_stage(names[*node], &mut drafts, (spec, &models, registry, sources), &places, &mut wrong);
     }
     if !wrong.is_empty() || drafts.iter().any(|draft| draft.outputs.is_none()) {
         return (None, wrong);
@@ -109,7 +111,7 @@ pub(super) fn compile(
         }
     }
     let order = order.into_iter().map(|node| indices[names[node]]).collect();
-    let plan = Plan { pipeline: spec.pipeline.clone(), folder, models: spec.models.clone(), graph, order };
+    let plan = Plan { pipeline: spec.pipeline.clone(), folder, models, graph, order };
     let leaks = leakage::check(&plan, spec);
     if leaks.is_empty() { (Some(plan), wrong) } else { (None, leaks) }
 }
@@ -193,7 +195,7 @@ fn cycles(names: &DiGraph<usize, Span>, spec: &Spec) -> Vec<Diagnostic> {
 fn bind_stage<'a>(
     place: usize,
     drafts: &mut [Draft<'a>],
-    (spec, registry, sources): (&'a Spec, &Registry, &SourceColumns),
+    (spec, models, registry, sources): (&'a Spec, &BTreeMap<String, serde_json::Value>, &Registry, &SourceColumns),
     places: &HashMap<&str, usize>,
     wrong: &mut Vec<Diagnostic>,
 ) {
@@ -261,10 +263,10 @@ fn bind_stage<'a>(
         }
     }
     for (field, model) in operator.models() {
-        if let Some(Err(message)) = spec.models.get(&model).map(registry.model_ready) {
+        if let Some(Err(message)) = models.get(&model).map(registry.model_ready) {
             wrong.push(Diagnostic::at(stage.span_of(&format!("/{field}")), message).label("this model"));
         }
-        let cost = spec.models.get(&model).map(registry.model_cost);
+        let cost = models.get(&model).map(registry.model_cost);
         if spec.budget.is_some() && cost == Some(Cost::Unknown) {
             wrong.push(
                 Diagnostic::at(
@@ -277,11 +279,11 @@ fn bind_stage<'a>(
                 )),
             );
         }
-        if !spec.models.contains_key(&model) {
-            let known = || spec.models.keys().map(String::as_str);
+        if !models.contains_key(&model) {
+            let known = || models.keys().map(String::as_str);
             let help = match nearest(&model, known()) {
                 Some(name) => format!("did you mean `{name}`?"),
-                None if spec.models.is_empty() => format!("add it at the top: `models: {{ {model}: {{ offline: {{}} }} }}`"),
+                None if models.is_empty() => format!("add it at the top: `models: {{ {model}: {{ offline: {{}} }} }}`"),
                 None => format!("the models are {}", quoted(known())),
             };
             let span = stage.span_of(&format!("/{field}"));

@@ -14,7 +14,7 @@ pub use petgraph::graph::NodeIndex as StageIndex;
 use crate::{
     diagnostic::Diagnostic,
     failure::Failure,
-    operator::{Cell, Cost, DEFAULT_OUTPUT, Inputs, Operator, OperatorType, Output, Price, Registry},
+    operator::{Cell, Cost, DEFAULT_OUTPUT, Inputs, Operator, OperatorType, Output, Price, Registry, Resource},
     spec::Spec,
 };
 
@@ -29,7 +29,7 @@ pub struct Plan {
     pub pipeline: String,
     /// The folder that paths in the pipeline file are relative to.
     pub folder: PathBuf,
-    /// The entries of `models:`, as written; secrets are references.
+    /// The entries of `models:`, as written, but for paths, which are absolute; secrets are references.
     pub models: BTreeMap<String, Value>,
     graph: DiGraph<Stage, Edge>,
     order: Vec<StageIndex>,
@@ -145,6 +145,13 @@ impl Plan {
             Cost::Known(price) => Some(price),
             Cost::Free | Cost::Unknown => None,
         })
+    }
+
+    /// Whether a stage holds the run's device: one does at a time.
+    pub fn holds_device(&self, index: StageIndex, registry: &Registry) -> bool {
+        let operator = &self.stage(index).operator;
+        let on_device = |name: &String| self.models.get(name).is_some_and(registry.model_on_device);
+        operator.resource() == Resource::Device || operator.models().iter().any(|(_, name)| on_device(name))
     }
 
     /// A stage and all that it depends on.

@@ -60,6 +60,8 @@ pub trait Service: Any + Send + Sync {
     async fn refresh(&self) -> Result<(), Failure> {
         Ok(())
     }
+    /// Takes off the run's device what nobody uses at the moment. Called before a stage needs it for itself.
+    async fn vacate(&self) {}
     /// Called once when the run ends, also when it failed.
     async fn close(&self) -> Result<(), Failure>;
 }
@@ -83,7 +85,7 @@ pub struct Settings {
     pub cache_limit: u64,
     /// The operators.
     pub registry: Registry,
-    /// The entries of `models:`, as written in the pipeline file; secrets are references.
+    /// The entries of `models:`, as written in the pipeline file, but for paths, which are absolute; secrets are references.
     pub models: BTreeMap<String, Value>,
     /// `auto`, `cpu`, `cuda:0`.
     pub device: String,
@@ -171,6 +173,13 @@ impl Environment {
             service.sync().await?;
         }
         Ok(())
+    }
+
+    /// Has the services leave the run's device, which a stage needs for itself.
+    pub async fn vacate(&self) {
+        for service in self.all_services() {
+            service.vacate().await;
+        }
     }
 
     /// Takes a lease of the store ([`Store::lease`]) for as long as the run, or until it is released, and lets the services learn

@@ -28,8 +28,10 @@ const REGISTRY: Registry = Registry {
     operators: &[],
     planned: &[],
     model_schema: schemars::Schema::default,
+    model_beside: |entry, _| entry.clone(),
     model_ready: |_| Ok(()),
-    model_identity: Clone::clone,
+    model_identity: |entry, _| Ok(entry.clone()),
+    model_on_device: |_| false,
     model_cost: |_| Cost::Free,
 };
 

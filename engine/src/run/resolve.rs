@@ -373,7 +373,7 @@ fn step_preimage(stage: &Stage, plan: &Plan, environment: &Environment) -> Resul
     for (field, name) in stage.operator.models() {
         config.remove(field);
         let entry = plan.models.get(&name).ok_or_else(|| Failure::bug(format!("no model `{name}`")))?;
-        models.insert(field.into(), (environment.registry.model_identity)(entry));
+        models.insert(field.into(), (environment.registry.model_identity)(entry, &environment.cache)?);
     }
     let names = stage.operator_type.gathers.then(|| {
         let ports = stage.inputs.ports.iter();

@@ -372,8 +372,11 @@ impl<'a> Run<'a> {
             && stage.operator.resource() != Resource::None
         {
             self.lease(index, &key.key).await?;
-            if stage.operator.resource() == Resource::Device {
+            if self.plan.holds_device(index, &self.environment.registry) {
                 _device = Some(device.acquire().await.map_err(|error| Failure::bug(error.to_string()))?);
+            }
+            if stage.operator.resource() == Resource::Device {
+                self.environment.vacate().await;
             }
             // Whoever had the lease before may have made it.
             status = resolver.status(index, &upstream).await?;

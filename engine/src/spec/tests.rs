@@ -232,8 +232,10 @@ fn registry() -> Registry {
         operators: &OPERATORS,
         planned: &["retrieve"],
         model_schema: || schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Model>(),
+        model_beside: |entry, _| entry.clone(),
         model_ready: |_| Ok(()),
-        model_identity: Clone::clone,
+        model_identity: |entry, _| Ok(entry.clone()),
+        model_on_device: |_| false,
         model_cost: |_| crate::operator::Cost::Free,
     }
 }

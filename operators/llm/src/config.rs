@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -21,7 +22,7 @@ pub(crate) const BOUNDS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
 
 /// A model that answers, as an entry under `models:`. Stages name it as teacher, judge or reader.
 ///
-/// Exactly one of `offline` and `openai` says where the answers come from.
+/// Exactly one of `offline`, `openai` and `local` says where the answers come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Entry", into = "Entry")]
 pub struct ModelConfig {
@@ -40,9 +41,11 @@ pub enum Provider {
     Offline(OfflineModel),
     /// A server.
     OpenAi(Box<OpenAiModel>),
+    /// A checkpoint, in this process.
+    Local(LocalModel),
 }
 
-/// A model that answers. Exactly one of `offline` and `openai` says where the answers come from.
+/// A model that answers. Exactly one of `offline`, `openai` and `local` says where the answers come from.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Model")]
@@ -53,6 +56,9 @@ struct Entry {
     /// A server that speaks the OpenAI chat protocol.
     #[serde(skip_serializing_if = "Option::is_none")]
     openai: Option<OpenAiModel>,
+    /// A checkpoint that answers in this process, on the run's device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<LocalModel>,
     /// At most so many requests are in flight at once, over all stages that use this model.
     #[serde(default = "default_in_flight")]
     #[schemars(range(min = 1))]
@@ -107,6 +113,21 @@ pub struct OpenAiModel {
     pub timeout: u64,
 }
 
+/// A checkpoint that answers in this process, on the run's device, as many requests at a time as wait and fit. A stage that asks
+/// it has the device for itself. Requests are put into the checkpoint's chat template; a checkpoint without one goes on from the
+/// messages, with an empty line between them. The same request gets the same answer, at any temperature. `response_format` isn't
+/// enforced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalModel {
+    /// A folder with a Hugging Face checkpoint, relative to the pipeline file, such as `export` writes. The model's identity is
+    /// what the folder holds.
+    pub checkpoint: PathBuf,
+    /// An answer ends in front of the first of these strings, beside where the model ends it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+}
+
 /// What a model costs, in dollars per million tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -137,28 +158,31 @@ fn default_timeout() -> u64 {
 
 impl ModelConfig {
     /// What enters keys: provider, model, revision, and the `extra_body` that goes into every request. Servers, headers,
-    /// timeout, price and the number in flight don't change what is answered and stay out.
-    pub fn identity(&self) -> Value {
-        self.connect(None).identity()
+    /// timeout, price and the number in flight don't change what is answered and stay out. `None` for `local`, whose identity
+    /// is that of its files.
+    pub fn identity(&self) -> Option<Value> {
+        self.connect(None).map(|teacher| teacher.identity())
     }
 
     /// The teacher itself. Does no I/O: servers are reached, and secrets are read, when it is first asked. What has a
-    /// `price` spends from `budget`.
-    pub fn connect(&self, budget: Option<Arc<Budget>>) -> Arc<dyn Teacher> {
+    /// `price` spends from `budget`. `None` for `local`: this crate runs no models.
+    pub fn connect(&self, budget: Option<Arc<Budget>>) -> Option<Arc<dyn Teacher>> {
         match &self.provider {
-            Provider::Offline(_) => Arc::new(Offline),
-            Provider::OpenAi(openai) => Arc::new(OpenAi::new((**openai).clone(), budget.zip(self.price))),
+            Provider::Offline(_) => Some(Arc::new(Offline)),
+            Provider::OpenAi(openai) => Some(Arc::new(OpenAi::new((**openai).clone(), budget.zip(self.price)))),
+            Provider::Local(_) => None,
         }
     }
 }
 
 impl From<ModelConfig> for Entry {
     fn from(model: ModelConfig) -> Self {
-        let (offline, openai) = match model.provider {
-            Provider::Offline(offline) => (Some(offline), None),
-            Provider::OpenAi(openai) => (None, Some(*openai)),
+        let (offline, openai, local) = match model.provider {
+            Provider::Offline(offline) => (Some(offline), None, None),
+            Provider::OpenAi(openai) => (None, Some(*openai), None),
+            Provider::Local(local) => (None, None, Some(local)),
         };
-        Self { offline, openai, max_in_flight: model.max_in_flight, price: model.price }
+        Self { offline, openai, local, max_in_flight: model.max_in_flight, price: model.price }
     }
 }
 
@@ -166,11 +190,12 @@ impl TryFrom<Entry> for ModelConfig {
     type Error = &'static str;
 
     fn try_from(entry: Entry) -> Result<Self, Self::Error> {
-        let provider = match (entry.offline, entry.openai) {
-            (Some(offline), None) => Provider::Offline(offline),
-            (None, Some(openai)) => Provider::OpenAi(Box::new(openai)),
-            (None, None) => return Err("a model needs `offline` or `openai`"),
-            (Some(_), Some(_)) => return Err("a model has `offline` or `openai`, not both"),
+        let provider = match (entry.offline, entry.openai, entry.local) {
+            (Some(offline), None, None) => Provider::Offline(offline),
+            (None, Some(openai), None) => Provider::OpenAi(Box::new(openai)),
+            (None, None, Some(local)) => Provider::Local(local),
+            (None, None, None) => return Err("a model needs `offline`, `openai` or `local`"),
+            _ => return Err("a model has one of `offline`, `openai` and `local`"),
         };
         if entry.max_in_flight == 0 {
             return Err("`max_in_flight` is at least 1");
@@ -351,10 +376,10 @@ mod tests {
     #[test]
     fn exactly_one_provider() {
         assert!(model(json!({ "offline": {} })).is_ok());
-        assert!(model(json!({})).expect_err("none").contains("needs `offline` or `openai`"));
+        assert!(model(json!({})).expect_err("none").contains("needs `offline`, `openai` or `local`"));
         let mut both = openai();
         both["offline"] = json!({});
-        assert!(model(both).expect_err("both").contains("not both"));
+        assert!(model(both).expect_err("both").contains("has one of `offline`, `openai` and `local`"));
         assert!(model(json!({ "offline": { "x": 1 } })).expect_err("unknown").contains("unknown field `x`"));
         assert!(model(json!({ "offline": {}, "in_flight": 1 })).expect_err("unknown").contains("unknown field `in_flight`"));
     }
@@ -384,6 +409,8 @@ mod tests {
         let written = serde_json::to_value(&config).expect("json");
         assert_eq!(written["openai"]["api_key"], json!("${secret:TEACHER_KEY}"));
         assert_eq!(model(written).expect("valid"), config);
+        let local = json!({ "local": { "checkpoint": "../student", "stop": ["\n\n"] }, "max_in_flight": 64 });
+        assert_eq!(serde_json::to_value(model(local.clone()).expect("valid")).expect("json"), local);
     }
 
     #[test]
@@ -402,7 +429,7 @@ mod tests {
         sized["openai"]["context"] = json!("32Ki");
         match model(sized).expect("valid").provider {
             Provider::OpenAi(openai) => assert_eq!(openai.context, Some(Tokens(32_768))),
-            Provider::Offline(_) => panic!("not offline"),
+            Provider::Offline(_) | Provider::Local(_) => panic!("a server"),
         }
         assert_eq!(Tokens::parse("2M"), Some(Tokens(2_000_000)));
         assert_eq!(Tokens::parse("2G"), None);
@@ -413,8 +440,9 @@ mod tests {
         let mut locked = openai();
         locked["openai"]["api_key"] = json!("${secret:INGRAIN_TEST_NO_SUCH_VARIABLE}");
         let identity = json!({ "provider": "openai", "model": "m", "revision": "r1" });
-        assert_eq!(model(locked).expect("valid").connect(None).identity(), identity);
-        assert_eq!(model(json!({ "offline": {} })).expect("valid").connect(None).identity(), Offline.identity());
+        assert_eq!(model(locked).expect("valid").identity(), Some(identity));
+        assert_eq!(model(json!({ "offline": {} })).expect("valid").identity(), Some(Offline.identity()));
+        assert_eq!(model(json!({ "local": { "checkpoint": "folder" } })).expect("valid").identity(), None);
     }
 
     #[test]
@@ -450,7 +478,7 @@ mod tests {
         let schema = schemars::schema_for!(ModelConfig).to_value();
         let properties = schema["properties"].as_object().expect("an object");
         let names: Vec<&str> = properties.keys().map(String::as_str).collect();
-        assert_eq!(names, ["offline", "openai", "max_in_flight", "price"]);
+        assert_eq!(names, ["offline", "openai", "local", "max_in_flight", "price"]);
         assert_eq!(schema["additionalProperties"], json!(false));
         assert!(schema.to_string().contains("\"format\":\"secret\""));
     }

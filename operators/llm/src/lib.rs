@@ -1,6 +1,6 @@
 //! Asks a language model: the models of a pipeline file, requests and answers, the memo that keeps every paid answer,
-//! the client that asks no question twice, and the two teachers: servers of the OpenAI chat protocol, and one without
-//! network or weights.
+//! the client that asks no question twice, and two teachers: servers of the OpenAI chat protocol, and one without
+//! network or weights. A third, a checkpoint in this process, is only configured here: who can run models makes it.
 //!
 //! The parts, in the order in which a stage meets them:
 //!
@@ -28,10 +28,10 @@ mod trial;
 
 pub use budget::{Budget, BudgetError, Nanodollars};
 pub use client::{Admission, Client, Counts, Outcome, Reject};
-pub use config::{ModelConfig, OfflineModel, OpenAiModel, Price, Provider, Servers, Tokens};
+pub use config::{LocalModel, ModelConfig, OfflineModel, OpenAiModel, Price, Provider, Servers, Tokens};
 pub use embed::{Embedded, Embedder, Embeddings, Vector};
 pub use headers::{HeaderText, Headers};
 pub use memo::{Key, Memo, MemoError, Remembered, Removed};
 pub use offline::Offline;
-pub use request::{Answer, Decoding, Finish, Message, Outage, Request, Role, Teacher, Usage};
+pub use request::{Answer, Decoding, Finish, Message, Outage, Request, Role, Teacher, Usage, reasoning_apart};
 pub use secret::{MissingSecret, Secret};

@@ -111,6 +111,20 @@ pub struct Answer {
     pub created_ms: u64,
 }
 
+/// Divides `<think>…</think>` at the start from what follows it. Where the opening tag stands in the model's chat
+/// template, the answer begins without it. Reasoning that doesn't end has no answer behind it.
+pub fn reasoning_apart(content: String) -> (String, Option<String>) {
+    const OPEN: &str = "<think>";
+    const CLOSE: &str = "</think>";
+    let (reasoning, rest) = match (content.trim_start().strip_prefix(OPEN), content.split_once(CLOSE)) {
+        (Some(begun), _) => begun.split_once(CLOSE).unwrap_or((begun, "")),
+        (None, Some((before, after))) if !before.contains(OPEN) => (before, after),
+        (None, _) => return (content, None),
+    };
+    let reasoning = reasoning.trim();
+    (rest.trim_start().to_owned(), (!reasoning.is_empty()).then(|| reasoning.to_owned()))
+}
+
 /// No answer, for a reason that isn't the request's: the stage fails uncommitted, and what was answered so far stays in
 /// the memo.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -22,8 +22,8 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use super::{
-    PATIENCE, Teachers, Unasked, budget_failure, close, config, estimate::Estimates, local_folder, memo_failure, open_budget,
-    outage,
+    PATIENCE, Teachers, Unasked, budget_failure, close, config, estimate::Estimates, identity, local_folder, memo_failure,
+    open_budget, outage,
 };
 
 /// Where on the store the vectors lie.
@@ -49,7 +49,7 @@ pub(crate) async fn embedder(environment: &Environment, model: &str) -> Result<E
                 Unasked::Preview(_) => None,
                 Unasked::Estimates(estimates) => Some(estimates.clone()),
             };
-            Arc::new(Counter { identity: config.identity(), estimates })
+            Arc::new(Counter { identity: identity(&config, &environment.cache)?, estimates })
         }
         None => {
             let budget = match environment.budget {
@@ -60,7 +60,10 @@ pub(crate) async fn embedder(environment: &Environment, model: &str) -> Result<E
                 // All models of a run spend from the same one.
                 let _ = embedders.budget.set(budget.clone());
             }
-            config.embedder(budget)
+            config.embedder(budget).ok_or_else(|| {
+                Failure::data(format!("`{model}` is a local checkpoint, which gives no vectors"))
+                    .hint("name a model with `openai` as the embedder")
+            })?
         }
     };
     let made = Embeddings::new(embedder, memo, config.max_in_flight);

@@ -10,7 +10,7 @@ use ingrain_engine::{
     failure::Failure,
     run::{Counters, Environment},
 };
-use ingrain_llm::{Answer, Client, Key, Memo, ModelConfig, Outage, Reject, Request, Teacher};
+use ingrain_llm::{Answer, Client, Key, Memo, Outage, Reject, Request, Teacher};
 use object_store::path::Path;
 use serde_json::Value;
 use tokio::sync::OnceCell;
@@ -97,12 +97,17 @@ impl Estimates {
     }
 
     /// A client that answers from the memo, and counts what isn't there.
-    pub(super) async fn client(&self, environment: &Environment, config: &ModelConfig) -> Result<Client, Failure> {
+    pub(super) async fn client(
+        &self,
+        environment: &Environment,
+        teacher: Arc<dyn Teacher>,
+        max_in_flight: usize,
+    ) -> Result<Client, Failure> {
         let (objects, folder) = (environment.store.objects().clone(), local_folder(environment, MEMO));
         let look = || Memo::look(objects, Path::from(MEMO), &folder);
         let memo = self.memo.get_or_try_init(look).await.map_err(memo_failure)?.clone();
-        let counter = Counter { teacher: config.connect(None), calls: self.calls.clone() };
-        Ok(Client::new(Arc::new(counter), memo, config.max_in_flight))
+        let counter = Counter { teacher, calls: self.calls.clone() };
+        Ok(Client::new(Arc::new(counter), memo, max_in_flight))
     }
 }
 

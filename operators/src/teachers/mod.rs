@@ -3,13 +3,14 @@
 pub(crate) mod embedder;
 mod estimate;
 mod forget;
+mod local;
 mod preview;
 pub(crate) mod prompt;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    path::{Path as FilePath, PathBuf},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -22,7 +23,8 @@ use ingrain_engine::{
     store::Holder,
 };
 use ingrain_llm::{
-    Answer, Budget, BudgetError, Client, Key, Memo, MemoError, ModelConfig, Nanodollars, Outage, Outcome, Provider, Reject, Usage,
+    Answer, Budget, BudgetError, Client, Key, Memo, MemoError, ModelConfig, Nanodollars, Outage, Outcome, Provider, Reject,
+    Teacher, Usage,
 };
 use object_store::path::Path;
 use serde_json::Value;
@@ -50,29 +52,61 @@ pub fn model_schema() -> schemars::Schema {
         .into_root_schema_for::<ModelConfig>()
 }
 
-/// Whether an entry describes a model that can be asked; if not, what is wrong with it. Does no I/O and reads no secret.
+/// An entry with the paths in it made those of files beside the pipeline file, which lies in `folder`.
+pub fn model_beside(entry: &Value, folder: &FilePath) -> Value {
+    let mut entry = entry.clone();
+    if let Some(checkpoint) = entry.pointer_mut("/local/checkpoint")
+        && let Some(path) = checkpoint.as_str()
+    {
+        *checkpoint = folder.join(path).to_string_lossy().into_owned().into();
+    }
+    entry
+}
+
+/// Whether an entry describes a model that can be asked; if not, what is wrong with it. Reads no secret and no weights; of a local
+/// checkpoint it looks whether it is there.
 pub fn model_ready(entry: &Value) -> Result<(), String> {
-    serde_json::from_value::<ModelConfig>(entry.clone()).map(|_| ()).map_err(|error| error.to_string())
+    let model = serde_json::from_value::<ModelConfig>(entry.clone()).map_err(|error| error.to_string())?;
+    match &model.provider {
+        Provider::Local(local) => local::check(local),
+        Provider::Offline(_) | Provider::OpenAi(_) => Ok(()),
+    }
 }
 
 /// What of a model's entry enters stage keys: its identity, and its context, which decides what is rejected unsent. An entry that
-/// doesn't describe a model is its own identity: it can't be asked.
-pub fn model_identity(entry: &Value) -> Value {
-    let Ok(model) = serde_json::from_value::<ModelConfig>(entry.clone()) else { return entry.clone() };
-    let mut identity = model.identity();
+/// doesn't describe a model is its own identity: it can't be asked. Digests of large files are kept under `cache`.
+///
+/// # Errors
+/// When a local checkpoint can't be read.
+pub fn model_identity(entry: &Value, cache: &FilePath) -> Result<Value, Failure> {
+    let Ok(model) = serde_json::from_value::<ModelConfig>(entry.clone()) else { return Ok(entry.clone()) };
+    let mut identity = identity(&model, cache)?;
     if let Provider::OpenAi(openai) = &model.provider
         && let Some(context) = openai.context
     {
         identity["context"] = context.0.into();
     }
-    identity
+    Ok(identity)
+}
+
+fn identity(model: &ModelConfig, cache: &FilePath) -> Result<Value, Failure> {
+    match &model.provider {
+        Provider::Local(local) => local::identity(local, cache),
+        Provider::Offline(_) | Provider::OpenAi(_) => model.identity().ok_or_else(|| Failure::bug("a model without an identity")),
+    }
+}
+
+/// Whether a model with this entry answers on the run's device.
+pub fn model_on_device(entry: &Value) -> bool {
+    let model = serde_json::from_value::<ModelConfig>(entry.clone());
+    model.is_ok_and(|model| matches!(model.provider, Provider::Local(_)))
 }
 
 /// What asking a model with this entry costs.
 pub fn model_cost(entry: &Value) -> Cost {
     match serde_json::from_value::<ModelConfig>(entry.clone()) {
         Ok(ModelConfig { price: Some(price), .. }) => Cost::Known(Price { input: price.input, output: price.output }),
-        Ok(ModelConfig { provider: Provider::Offline(_), .. }) => Cost::Free,
+        Ok(ModelConfig { provider: Provider::Offline(_) | Provider::Local(_), .. }) => Cost::Free,
         _ => Cost::Unknown,
     }
 }
@@ -89,15 +123,19 @@ pub async fn client(environment: &Environment, model: &str) -> Result<Arc<Client
     }
     let config = config(environment, model)?;
     let client = match &teachers.unasked {
-        Some(Unasked::Preview(preview)) => preview.client(&config).await?,
-        Some(Unasked::Estimates(estimates)) => estimates.client(environment, &config).await?,
+        Some(Unasked::Preview(preview)) => preview.client(identity(&config, &environment.cache)?).await?,
+        Some(Unasked::Estimates(estimates)) => {
+            let teacher = teachers.connect(environment, &config, None)?;
+            estimates.client(environment, teacher, config.max_in_flight).await?
+        }
         None => {
             let memo = teachers.memo.get_or_try_init(|| open(environment)).await?;
             let budget = match environment.budget {
                 Some(usd) => Some(teachers.budget.get_or_try_init(|| open_budget(environment, usd)).await?.clone()),
                 None => None,
             };
-            Client::new(config.connect(budget), memo.clone(), config.max_in_flight).retrying(environment.retry_rejects)
+            let teacher = teachers.connect(environment, &config, budget)?;
+            Client::new(teacher, memo.clone(), config.max_in_flight).retrying(environment.retry_rejects)
         }
     };
     let client = Arc::new(client);
@@ -166,6 +204,8 @@ struct Teachers {
     memo: OnceCell<Memo>,
     budget: OnceCell<Arc<Budget>>,
     clients: tokio::sync::Mutex<BTreeMap<String, Arc<Client>>>,
+    /// What runs local checkpoints.
+    runner: OnceLock<Arc<local::Runner>>,
     /// Where requests go that nobody is to answer.
     unasked: Option<Unasked>,
 }
@@ -179,6 +219,20 @@ enum Unasked {
 }
 
 impl Teachers {
+    /// The teacher that an entry describes.
+    fn connect(
+        &self,
+        environment: &Environment,
+        config: &ModelConfig,
+        budget: Option<Arc<Budget>>,
+    ) -> Result<Arc<dyn Teacher>, Failure> {
+        if let Provider::Local(local) = &config.provider {
+            let runner = self.runner.get_or_init(|| Arc::new(local::Runner::new(&environment.device)));
+            return Ok(Arc::new(local::Local::new(local, &environment.cache, runner.clone())?));
+        }
+        config.connect(budget).ok_or_else(|| Failure::bug("a model that nobody runs"))
+    }
+
     async fn settle(&self) -> Result<(), Failure> {
         match self.budget.get() {
             Some(budget) => budget.settle().await.map_err(budget_failure),
@@ -200,6 +254,12 @@ impl Service for Teachers {
         match self.memo.get() {
             Some(memo) => memo.refresh().await.map_err(memo_failure),
             None => Ok(()),
+        }
+    }
+
+    async fn vacate(&self) {
+        if let Some(runner) = self.runner.get() {
+            runner.vacate().await;
         }
     }
 
@@ -368,6 +428,7 @@ mod tests {
     #[test]
     fn identities_leave_out_what_does_not_decide_an_answer() {
         let model = |in_flight: u32, name: &str| json!({ "openai": { "base_url": "http://a/v1", "model": name }, "max_in_flight": in_flight });
+        let model_identity = |entry: &Value| model_identity(entry, FilePath::new("")).unwrap();
         assert_eq!(model_identity(&model(1, "m")), model_identity(&model(9, "m")));
         assert_ne!(model_identity(&model(1, "m")), model_identity(&model(1, "n")));
         let mut wider = model(1, "m");

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use ingrain_engine::{failure::Failure, run::Environment};
-use ingrain_llm::{Answer, Client, Memo, ModelConfig, Outage, Request, Teacher};
+use ingrain_llm::{Answer, Client, Memo, Outage, Request, Teacher};
 use object_store::{memory::InMemory, path::Path};
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -73,10 +73,10 @@ impl Preview {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A client whose teacher collects.
-    pub(super) async fn client(self: &Arc<Self>, config: &ModelConfig) -> Result<Client, Failure> {
+    /// A client whose teacher, which has this identity, collects.
+    pub(super) async fn client(self: &Arc<Self>, identity: Value) -> Result<Client, Failure> {
         let memo = Memo::open(Arc::new(InMemory::new()), Path::from(MEMO), self.folder.path()).await.map_err(memo_failure)?;
-        let collector = Collector { identity: config.identity(), preview: self.clone() };
+        let collector = Collector { identity, preview: self.clone() };
         Ok(Client::new(Arc::new(collector), memo, self.limit))
     }
 }

@@ -1,6 +1,6 @@
 //! Headers of weight files, apart from the weights: what tensors there are can be checked long before they are read.
 
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::architecture::Architecture;
 use crate::checkpoint::CheckpointError;
@@ -8,6 +8,9 @@ use crate::weights::mismatch;
 
 /// The limit of the format's own reader.
 const LARGEST: u64 = 100_000_000;
+
+/// Types of numbers that become 32-bit floats without loss.
+const READABLE: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::F16];
 
 /// What a `.safetensors` file says of its tensors.
 #[derive(Debug, Clone)]
@@ -41,10 +44,22 @@ impl Header {
         let metadata: Metadata = serde_json::from_slice(json).map_err(|error| malformed(file, error.to_string()))?;
         let described = (header.len() as u64).checked_add(metadata.data_len() as u64);
         if described != Some(length) {
+            let cut = if described.is_some_and(|bytes| bytes > length) { ": it is cut off, or still being written" } else { "" };
             let described = described.map_or_else(|| "too many".to_owned(), |bytes| bytes.to_string());
-            return Err(malformed(file, format!("the header describes {described} bytes, and the file has {length}")));
+            return Err(malformed(file, format!("the header describes {described} bytes, and the file has {length}{cut}")));
+        }
+        let other = metadata.tensors().into_iter().find(|(_, tensor)| !READABLE.contains(&tensor.dtype));
+        if let Some((name, tensor)) = other {
+            return Err(malformed(file, format!("`{name}` is of type {}: F32, F16 and BF16 can be read", tensor.dtype)));
         }
         Ok(Self { file: file.to_owned(), metadata })
+    }
+
+    /// The tensors, by name.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, TensorInfo)> {
+        self.metadata.tensors().into_iter().map(|(name, TensorInfo { dtype, shape, data_offsets })| {
+            (name, TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: *data_offsets })
+        })
     }
 }
 
@@ -61,11 +76,7 @@ pub fn check(architecture: &Architecture, headers: &[Header]) -> Result<(), Chec
             }
         }
     }
-    // A tied head is written by some exporters and ignored by all readers; rotary tables are computed.
-    if architecture.tie_word_embeddings {
-        found.remove("lm_head.weight");
-    }
-    found.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
+    found.retain(|name, _| !is_ignored(architecture, name));
     match mismatch(architecture, found.iter().map(|(name, (_, shape))| (name.as_str(), *shape))) {
         Some(reason) => {
             let files = headers.first().map_or_else(String::new, |header| header.file.clone());
@@ -73,6 +84,11 @@ pub fn check(architecture: &Architecture, headers: &[Header]) -> Result<(), Chec
         }
         None => Ok(()),
     }
+}
+
+/// A tied head is written by some exporters and ignored by all readers; rotary tables are computed.
+pub(crate) fn is_ignored(architecture: &Architecture, name: &str) -> bool {
+    (architecture.tie_word_embeddings && name == "lm_head.weight") || name.ends_with("rotary_emb.inv_freq")
 }
 
 fn malformed(file: &str, reason: String) -> CheckpointError {

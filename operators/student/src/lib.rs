@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod architecture;
+pub mod chat;
 pub mod checkpoint;
 pub mod device;
 pub mod generate;
@@ -32,9 +33,10 @@ mod parity;
 mod progress;
 
 pub use architecture::{Architecture, ArchitectureError, Family, Precision, Preset};
+pub use chat::{ChatError, ChatTemplate, Turn};
 pub use checkpoint::{Adapter, Checkpoint, CheckpointError};
 pub use device::{Device, DeviceError};
-pub use generate::{Generated, Generation};
+pub use generate::{Asked, Generated, Generation, WriteError, Written, end_ids};
 pub use optimizer::Rule;
 pub use pack::{Place, Row, places};
 pub use progress::{Every, Progress};

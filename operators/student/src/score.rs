@@ -123,6 +123,22 @@ impl Scorer {
         Ok(found)
     }
 
+    /// The perplexity of each text: e to the mean negative log-probability of its tokens but the first, which is given.
+    /// `None` for a text without a second one.
+    ///
+    /// # Errors
+    /// As [`Scorer::log_probs`].
+    pub fn perplexities(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Option<f64>>, ScoreError> {
+        let split = |(number, text): (usize, &Vec<u32>)| match text.split_first() {
+            Some((first, rest)) => Ok((vec![*first], rest.to_vec())),
+            None => Err(ScoreError::EmptyPrompt(number)),
+        };
+        let texts = texts.iter().enumerate().map(split).collect::<Result<Vec<_>, _>>()?;
+        let mean = |values: &Vec<f32>| values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64;
+        let values = self.log_probs(&texts)?;
+        Ok(values.iter().map(|values| (!values.is_empty()).then(|| (-mean(values)).exp())).collect())
+    }
+
     pub(crate) fn check<'a>(
         &self,
         number: usize,
@@ -181,6 +197,18 @@ pub(crate) mod tests {
             }
         }
         assert!(together.iter().flatten().all(|value| *value < 0.0 && *value > -50.0));
+    }
+
+    #[test]
+    fn perplexity_is_that_of_all_tokens_but_the_first() {
+        let mut scorer = scorer();
+        let text: Vec<u32> = (0..30).map(|place| place * 7 % 300).collect();
+        let values = scorer.log_probs(&[(text[..1].to_vec(), text[1..].to_vec())]).unwrap().remove(0);
+        let logarithm = -values.iter().sum::<f32>() / 29.0;
+        let found = scorer.perplexities(&[text, vec![3]]).unwrap();
+        assert!((found[0].unwrap().ln() - f64::from(logarithm)).abs() < 1e-5);
+        assert_eq!(found[1], None);
+        assert!(scorer.perplexities(&[vec![]]).is_err());
     }
 
     #[test]

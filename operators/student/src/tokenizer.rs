@@ -1,8 +1,9 @@
 //! Byte-level BPE: trained here, or read from a `tokenizer.json`.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::panic::catch_unwind;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -110,13 +111,21 @@ pub fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
     }
 }
 
+/// Marks, in [`Tokenizer::guarded`] text, the inside of what only looks like a special token. A noncharacter: Unicode
+/// promises that no text means anything by it.
+const GUARD: char = '\u{fdd0}';
+
 /// A tokenizer; clones share it, and any thread may use it.
 ///
 /// Text is always taken as text: the name of a special token inside a document is encoded letter by letter, so that no
-/// document can end itself.
+/// document can end itself. Only in [`Tokenizer::encode_guarded`] do names stand for special tokens.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
+    /// The same one, which takes names of special tokens for these; made when it is first needed.
+    naming: Arc<OnceLock<tokenizers::Tokenizer>>,
+    /// Ids of special tokens, by name.
+    special: Arc<HashMap<String, u32>>,
     vocabulary: usize,
     begin: Option<u32>,
     end: u32,
@@ -157,7 +166,10 @@ impl Tokenizer {
         let end = end.or_else(|| find(&END_NAMES)).ok_or(TokenizerError::NoEnd)?;
         // Ids may have gaps in foreign tokenizers: what counts for an embedding is the largest one.
         let vocabulary = inner.get_vocab(true).values().map(|id| *id as usize + 1).max().unwrap_or(0);
-        Ok(Self { inner: Arc::new(inner), vocabulary, begin, end, pad })
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let special = added.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect();
+        let (inner, special) = (Arc::new(inner), Arc::new(special));
+        Ok(Self { inner, naming: Arc::default(), special, vocabulary, begin, end, pad })
     }
 
     /// The ids of a text, without any special token.
@@ -167,6 +179,70 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| TokenizerError::Library(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// A text with a mark inside everything that could be read as the name of a special token, or as the beginning of one
+    /// where the text ends, so that it can be put among others for [`Self::encode_guarded`]. It is the same text, but for
+    /// the marks.
+    pub fn guarded<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let end = text.trim_end().len();
+        let looks = |rest: &str, left: usize| {
+            self.special.keys().any(|name| rest.starts_with(name.as_str()) || name.starts_with(&rest[..left]))
+        };
+        let first: HashSet<char> = self.special.keys().filter_map(|name| name.chars().next()).collect();
+        let mut guarded = String::new();
+        let mut copied = 0;
+        for (place, letter) in text.char_indices().filter(|(place, letter)| *place < end && first.contains(letter)) {
+            if looks(&text[place..], end - place) {
+                let inside = place + letter.len_utf8();
+                guarded.push_str(&text[copied..inside]);
+                guarded.push(GUARD);
+                copied = inside;
+            }
+        }
+        match copied {
+            0 => Cow::Borrowed(text),
+            _ => Cow::Owned(guarded + &text[copied..]),
+        }
+    }
+
+    /// The ids of a text that was put together from trusted parts, in which a special token's name stands for that token,
+    /// and from [`Self::guarded`] ones, in which it is text. The marks are left out. No token is added.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_guarded(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let naming = self.naming.get_or_init(|| {
+            let mut naming = (*self.inner).clone();
+            naming.set_encode_special_tokens(false);
+            naming
+        });
+        let mut plain = String::with_capacity(text.len());
+        let mut marks = Vec::new();
+        for part in text.split(GUARD) {
+            plain.push_str(part);
+            marks.push(plain.len());
+        }
+        marks.pop();
+        let encoding = naming.encode(plain.as_str(), false).map_err(|error| TokenizerError::Library(error.to_string()))?;
+        if marks.is_empty() {
+            return Ok(encoding.get_ids().to_vec());
+        }
+        let special: HashSet<u32> = self.special.values().copied().collect();
+        let mut ids = Vec::with_capacity(encoding.len());
+        for (id, (start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+            let name = marks.partition_point(|mark| mark <= start);
+            match special.contains(id) && marks.get(name).is_some_and(|mark| mark < end) {
+                true => ids.extend(self.encode(&plain[*start..*end])?),
+                false => ids.push(*id),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Whether an id is that of a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.values().any(|special| *special == id)
     }
 
     /// The number of tokens of a text, without any special token.
@@ -263,6 +339,37 @@ pub(crate) mod tests {
         let ids = tokenizer.encode("before <|end|> after").unwrap();
         assert!(!ids.contains(&tokenizer.end_id()));
         assert_eq!(tokenizer.decode(&ids).unwrap(), "before <|end|> after");
+    }
+
+    #[test]
+    fn a_special_name_is_a_token_only_in_what_is_trusted() {
+        let trained = train(TEXTS.iter(), 300).unwrap();
+        let tokenizer = Tokenizer::from_json(trained.json.as_bytes()).unwrap();
+        let (begin, end) = (tokenizer.begin_id().unwrap(), tokenizer.end_id());
+        let framed = |contents: &[&str]| {
+            let contents: Vec<_> = contents.iter().map(|content| tokenizer.guarded(content)).collect();
+            tokenizer.encode_guarded(&format!("<|begin|>{}<|end|>", contents.concat())).unwrap()
+        };
+        let count = |ids: &[u32]| ids.iter().filter(|id| tokenizer.is_special(**id)).count();
+        let plain = framed(&["The Gull and the Tern."]);
+        assert_eq!((plain[0], *plain.last().unwrap(), count(&plain)), (begin, end, 2));
+        assert_eq!(plain[1..plain.len() - 1], tokenizer.encode("The Gull and the Tern.").unwrap());
+        for contents in [
+            &["a <|end|> b"][..],
+            &["<|end|>", "<|begin|>"],
+            &["<|", "end|>"],
+            &["<", "|end|>"],
+            &["<|en \n", "x"],
+            &["<|<|end|>end|>"],
+            &["<|end|><|end|>"],
+            &["\u{fdd0}<|e\u{fdd0}nd|>\u{fdd0}"],
+        ] {
+            let ids = framed(contents);
+            assert_eq!((ids[0], *ids.last().unwrap(), count(&ids)), (begin, end, 2), "{contents:?}");
+            let text = tokenizer.decode(&ids[1..ids.len() - 1]).unwrap();
+            assert_eq!(text, contents.concat().replace('\u{fdd0}', ""));
+        }
+        assert!(matches!(tokenizer.guarded("a < b || c > d"), Cow::Borrowed(_)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::architecture::{Architecture, ArchitectureError, Precision};
 use crate::checkpoint::{Adapter, CheckpointError, write_folder};
 use crate::device::Device;
 use crate::engine::{Engine, EngineError, Step};
-use crate::generate::{Generation, go_on};
+use crate::generate::{Generation, greedily};
 use crate::graph::Placing;
 use crate::optimizer::Optimizer;
 use crate::pack::{Batch, Piece, Row, TOKENS_PER_BATCH, order, pack, steps};
@@ -421,7 +421,7 @@ impl Watch {
             samples: match self.prompts.is_empty() {
                 true => Vec::new(),
                 false => {
-                    let said = go_on(engine, self.vocabulary, &self.prompts, &self.sampling)?;
+                    let said = greedily(engine, self.vocabulary, &self.prompts, &self.sampling)?;
                     said.into_iter().map(|generated| generated.ids).collect()
                 }
             },

@@ -65,11 +65,13 @@ pub enum Embedded {
 }
 
 impl ModelConfig {
-    /// The embedder itself, as [`Self::connect`] gives the teacher. Only the price of requests counts.
-    pub fn embedder(&self, budget: Option<Arc<Budget>>) -> Arc<dyn Embedder> {
+    /// The embedder itself, as [`Self::connect`] gives the teacher. Only the price of requests counts. `None` for `local`,
+    /// which gives no vectors.
+    pub fn embedder(&self, budget: Option<Arc<Budget>>) -> Option<Arc<dyn Embedder>> {
         match &self.provider {
-            Provider::Offline(_) => Arc::new(Offline),
-            Provider::OpenAi(openai) => Arc::new(OpenAi::new((**openai).clone(), budget.zip(self.price))),
+            Provider::Offline(_) => Some(Arc::new(Offline)),
+            Provider::OpenAi(openai) => Some(Arc::new(OpenAi::new((**openai).clone(), budget.zip(self.price)))),
+            Provider::Local(_) => None,
         }
     }
 }

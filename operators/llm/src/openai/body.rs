@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::pool::Form;
 use crate::config::{BOUNDS, OpenAiModel};
-use crate::request::{Answer, Finish, Request, Usage};
+use crate::request::{Answer, Finish, Request, Usage, reasoning_apart};
 
 /// How many bytes of a server's words are shown.
 const WORDS: usize = 500;
@@ -129,7 +129,7 @@ pub(super) fn completion(body: &[u8], model: &str) -> Completion {
     let reasoning = [said.reasoning_content, said.reasoning].into_iter().flatten().map(text).find(|text| !text.is_empty());
     let (text, reasoning) = match reasoning {
         Some(reasoning) => (content, Some(reasoning)),
-        None => set_apart(content),
+        None => reasoning_apart(content),
     };
     let usage = envelope.usage.and_then(|usage| {
         Some(Usage { input_tokens: usage.prompt_tokens?, output_tokens: usage.completion_tokens.unwrap_or_default() })
@@ -164,20 +164,6 @@ fn text(content: Value) -> String {
         Value::Array(parts) => parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect(),
         _ => String::new(),
     }
-}
-
-/// Divides `<think>…</think>` at the start from what follows it. Where the opening tag stands in the model's chat
-/// template, the answer begins without it. Reasoning that doesn't end has no answer behind it.
-fn set_apart(content: String) -> (String, Option<String>) {
-    const OPEN: &str = "<think>";
-    const CLOSE: &str = "</think>";
-    let (reasoning, rest) = match (content.trim_start().strip_prefix(OPEN), content.split_once(CLOSE)) {
-        (Some(begun), _) => begun.split_once(CLOSE).unwrap_or((begun, "")),
-        (None, Some((before, after))) if !before.contains(OPEN) => (before, after),
-        (None, _) => return (content, None),
-    };
-    let reasoning = reasoning.trim();
-    (rest.trim_start().to_owned(), (!reasoning.is_empty()).then(|| reasoning.to_owned()))
 }
 
 /// What a server says in the body of an error, on one line, cut after 500 bytes. Empty for an empty body.

@@ -6,15 +6,13 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, TensorInfo};
 use serde_json::Value;
 
 use super::{CheckpointError, INDEX, WEIGHTS, at, text_file};
 use crate::architecture::Architecture;
+use crate::header::{Header, is_ignored};
 use crate::weights::{HostTensor, TensorError, Tensors, mismatch, missing};
-
-/// The limit of the format's own reader.
-const LARGEST_HEADER: u64 = 100_000_000;
 
 /// Where a tensor lies: the file, the first byte of the file's data, the header's entry.
 #[derive(Debug)]
@@ -37,11 +35,7 @@ impl Shards {
     /// When a file is missing, cut off or malformed, a number's type can't be read, or the tensors aren't the architecture's.
     pub fn open(folder: &Path, architecture: &Architecture) -> Result<Self, CheckpointError> {
         let mut shards = Self::of(&weight_files(folder)?)?;
-        // A tied head is written by some exporters and ignored by all readers; rotary tables are computed.
-        if architecture.tie_word_embeddings {
-            shards.places.remove("lm_head.weight");
-        }
-        shards.places.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
+        shards.places.retain(|name, _| !is_ignored(architecture, name));
         match shards.mismatch(architecture) {
             Some(reason) => Err(CheckpointError::Mismatch { path: folder.to_path_buf(), reason }),
             None => Ok(shards),
@@ -53,13 +47,8 @@ impl Shards {
         let mut places: BTreeMap<String, Place> = BTreeMap::new();
         for file in files {
             for (name, place) in read_header(file)? {
-                let reason = if widening(place.info.dtype).is_none() {
-                    Some(format!("`{name}` is of type {}: F32, F16 and BF16 can be read", place.info.dtype))
-                } else {
-                    let other = places.insert(name.clone(), place);
-                    other.map(|other| format!("`{name}` is in `{}`, too", other.file.display()))
-                };
-                if let Some(reason) = reason {
+                if let Some(other) = places.insert(name.clone(), place) {
+                    let reason = format!("`{name}` is in `{}`, too", other.file.display());
                     return Err(CheckpointError::Malformed { path: file.clone(), reason });
                 }
             }
@@ -118,33 +107,16 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
 }
 
 fn read_header(path: &Path) -> Result<Vec<(String, Place)>, CheckpointError> {
-    let malformed = |reason: String| CheckpointError::Malformed { path: path.to_path_buf(), reason };
     let mut file = File::open(path).map_err(at(path))?;
     let length = file.metadata().map_err(at(path))?.len();
-    let mut size = [0; 8];
-    file.read_exact(&mut size).map_err(at(path))?;
-    let size = u64::from_le_bytes(size);
-    if size > LARGEST_HEADER || size + 8 > length {
-        return Err(malformed(format!("the header claims {size} bytes, and the file has {length}")));
-    }
-    let mut header = vec![0; size as usize];
+    let mut header = vec![0; 8];
     file.read_exact(&mut header).map_err(at(path))?;
-    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
-    let data = 8 + size;
-    match data.checked_add(metadata.data_len() as u64) {
-        Some(wanted) if wanted == length => {}
-        Some(wanted) if wanted > length => {
-            return Err(malformed(format!(
-                "the header describes {wanted} bytes, and the file has {length}: it is cut off, or still being written"
-            )));
-        }
-        wanted => return Err(malformed(format!("the header describes {wanted:?} bytes, and the file has {length}"))),
-    }
-    let tensors = metadata.tensors().into_iter().map(|(name, info)| {
-        let info = TensorInfo { dtype: info.dtype, shape: info.shape.clone(), data_offsets: info.data_offsets };
-        (name, Place { file: path.to_path_buf(), data, info })
-    });
-    Ok(tensors.collect())
+    let name = path.display().to_string();
+    let data = Header::length(&name, &header, length)?;
+    header.resize(data as usize, 0);
+    file.read_exact(&mut header[8..]).map_err(at(path))?;
+    let header = Header::parse(&name, &header, length)?;
+    Ok(header.tensors().map(|(name, info)| (name, Place { file: path.to_path_buf(), data, info })).collect())
 }
 
 /// How bytes of that type become 32-bit floats.

@@ -145,7 +145,7 @@ async fn vectors_are_paid_from_the_budget() {
     let limit = Nanodollars::of_dollars(110.0);
     let budget = Budget::open(Arc::new(InMemory::new()), "budget".into(), folder.path(), limit).await.expect("opened");
     let budget = Arc::new(budget);
-    let embedder = config.embedder(Some(budget.clone()));
+    let embedder = config.embedder(Some(budget.clone())).expect("a server");
     embedder.embed(&["a"]).await.expect("vectors");
     assert_eq!(budget.spent(), Nanodollars::of_dollars(7.0));
     let long = "long ".repeat(20);
