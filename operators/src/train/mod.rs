@@ -22,6 +22,7 @@ use ingrain_student::{Device, DeviceError, Event, Job, Settings, TrainError, Tra
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::mixture::{heldout_below, lot};
 pub use self::seen::{Fate, Training};
 use crate::{
     checkpoint::{self, FOLDER, Row, Start},
@@ -226,7 +227,7 @@ impl Operator for Train {
 
 impl Train {
     /// The settings for a base with random weights, or another.
-    fn settings(&self, random: bool) -> Settings {
+    pub(crate) fn settings(&self, random: bool) -> Settings {
         let defaults = if random { Settings::default() } else { Settings::pretrained() };
         let count = |given: Option<u32>, default: usize| given.map_or(default, |given| given as usize);
         Settings {
