@@ -54,7 +54,7 @@ pub(crate) async fn export(call: &ExportCall) -> Result<(), End> {
         (_, [file, description]) => {
             format!("wrote {} to `{}`, described in `{}`", rows(written.count), file.display(), description.display())
         }
-        (_, files) => format!("wrote {} and {} files to `{}`", rows(written.count), files.len(), call.destination.display()),
+        (_, files) => format!("wrote {} files with {} to `{}`", files.len(), rows(written.count), call.destination.display()),
     };
     tell(&said, None);
     written.notes.iter().for_each(|note| tell(note, None));

@@ -122,16 +122,18 @@ impl Config<'_> {
     }
 
     fn data(&self, lines: &mut Lines) {
-        let of = |file: &str| format!("  - path: {file}\n    ds_type: json\n    split: train\n    type: {}", self.kind);
+        let of = |key: &str, file: &str| {
+            format!("{key}:\n  - path: {file}\n    ds_type: json\n    split: train\n    type: {}\n", self.kind)
+        };
         lines.about(match self.kind {
             "completion" => "The loss is on all of a row.",
             _ => "The loss is on segments with `label: true`: answers, and documents.",
         });
-        lines.set("datasets", format!("\n{}", of(MIXTURE)));
+        lines.0.push_str(&of("datasets", MIXTURE));
         lines.set("train_on_inputs", self.kind == "completion");
         if self.heldout {
             lines.about("Rows that are never trained on.");
-            lines.set("test_datasets", format!("\n{}", of(HELDOUT)));
+            lines.0.push_str(&of("test_datasets", HELDOUT));
             // With few rows, packed evaluation has no complete batch, and Axolotl refuses.
             lines.set("eval_sample_packing", false);
             match self.settings.evaluate_every {
