@@ -244,9 +244,10 @@ pub(crate) struct ExportCall {
     /// The stage, or `stage.output`
     #[arg(value_name = "STAGE")]
     pub(crate) output: String,
-    /// Where to: `rows.parquet`, `rows.jsonl`, or a folder for a checkpoint
+    /// Where to: `rows.parquet`, `rows.jsonl`, or a folder for a checkpoint or for Axolotl
     pub(crate) destination: PathBuf,
-    /// `parquet`, `jsonl`, `chat` (JSON Lines of messages) or `folder` [default: by the destination's name]
+    /// `parquet`, `jsonl`, `chat` (JSON Lines of messages), `folder`, or `axolotl` (a mixture with a configuration that trains
+    /// on it) [default: by the destination's name]
     #[arg(long)]
     pub(crate) format: Option<Format>,
 }

@@ -128,3 +128,45 @@ fn a_checkpoint_leaves_as_its_folder() {
     assert!(String::from_utf8_lossy(&none.stderr).contains("point to no files"));
     assert!(!project.path("rows").exists());
 }
+
+#[test]
+fn a_mixture_leaves_with_a_configuration_that_trains_on_it() {
+    let project = project();
+    let words = ["export", "pipeline.yaml", "mixture", "bare", "--format", "axolotl"];
+    let bare = project.call(&words);
+    let stderr = String::from_utf8_lossy(&bare.stderr).into_owned();
+    assert!(bare.status.success() && stderr.contains("no `train` stage"), "{stderr}");
+    let yaml = |name: &str| -> Value {
+        serde_yaml::from_str(&std::fs::read_to_string(project.path(name)).expect("written")).expect("YAML")
+    };
+    assert_eq!(yaml("bare/config.yaml")["base_model"], "FILL IN");
+    assert!(!project.path("bare/heldout.jsonl").exists());
+
+    let stage = "  student: { op: train, from: { mixture: mixture, base: base }, batch: 4, loss_on: completion, heldout: 0.2 }\n";
+    project.write("pipeline.yaml", format!("{PIPELINE}{stage}"));
+    exported(&project, &["mixture", "out", "--format", "axolotl"]);
+    let config = yaml("out/config.yaml");
+    assert_eq!((&config["base_model"], &config["gradient_accumulation_steps"]), (&"./base".into(), &4.into()));
+    assert_eq!(config["datasets"][0]["type"], "input_output");
+    assert!(project.path("out/base/model.safetensors").is_file());
+    let mut mixture = project.rows("mixture", &[]);
+    mixture.sort_by_key(|row| row["position"].as_i64());
+    let (trained, heldout) = (lines(&project, "out/mixture.jsonl"), lines(&project, "out/heldout.jsonl"));
+    assert_eq!(trained.len() + heldout.len(), mixture.len());
+    let held: Vec<&Value> = heldout.iter().map(|line| &line["row_id"]).collect();
+    mixture.retain(|row| !held.contains(&&row["row_id"]));
+    for (line, row) in trained.iter().zip(&mixture) {
+        assert_eq!(line["row_id"], row["row_id"]);
+        let segments = line["segments"].as_array().expect("segments");
+        let text: String = segments.iter().map(|segment| segment["text"].as_str().expect("text")).collect();
+        assert_eq!(text, format!("<|begin|>{}<|end|>", row["text"].as_str().expect("text")));
+        assert_eq!(segments[0]["label"], row["prompt"].is_null());
+    }
+    for (name, rows) in [("mixture", trained.len()), ("heldout", heldout.len())] {
+        let described = std::fs::read(project.path(&format!("out/{name}.jsonl.croissant.json"))).expect("written");
+        let described: Value = serde_json::from_slice(&described).expect("JSON");
+        assert!(described["description"].as_str().expect("text").contains(&format!("({rows} rows")), "{described}");
+    }
+    let wrong = project.call(&["export", "pipeline.yaml", "qa", "questions", "--format", "axolotl"]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("no mixture"));
+}

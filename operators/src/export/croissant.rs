@@ -9,26 +9,63 @@ use super::{Exported, Format};
 
 /// Describes the file at `destination`, which has (rows, bytes, SHA-256).
 pub(super) fn describe(output: &Exported<'_>, format: Format, destination: &Path, of: (u64, u64, &str)) -> Value {
-    let (rows, bytes, digest) = of;
-    let file = destination.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let encoding = match format {
-        Format::Parquet => "application/x-parquet",
-        Format::Jsonl | Format::Chat | Format::Folder => "application/jsonlines",
-    };
     let source = |column: &str| match format {
-        Format::Parquet => json!({ "fileObject": { "@id": file }, "extract": { "column": column } }),
-        _ => json!({ "fileObject": { "@id": file }, "extract": { "jsonPath": format!("$.{column}") } }),
+        Format::Parquet => json!({ "fileObject": { "@id": name(destination) }, "extract": { "column": column } }),
+        _ => of_lines(destination, column),
     };
     let fields: Vec<Value> = match format {
-        Format::Chat => vec![
-            json!({ "@type": "cr:Field", "@id": "rows/row_id", "name": "row_id", "dataType": "sc:Text", "source": source("row_id") }),
-            json!({
-                "@type": "cr:Field", "@id": "rows/messages", "name": "messages", "dataType": "sc:Text", "repeated": true,
-                "description": "role and content of each message", "source": source("messages"),
-            }),
-        ],
+        Format::Chat => {
+            vec![text("row_id", source("row_id")), several("messages", "role and content of each message", source("messages"))]
+        }
         _ => output.table.schema().fields().iter().map(|column| field(column, source(column.name()))).collect(),
     };
+    let encoding = match format {
+        Format::Parquet => "application/x-parquet",
+        _ => LINES,
+    };
+    dataset(output, destination, encoding, of, fields)
+}
+
+/// Describes a file of JSON Lines with a text `row_id` and `column`: a text, or as `each` says, several things.
+pub(super) fn describe_lines(
+    output: &Exported<'_>,
+    destination: &Path,
+    of: (u64, u64, &str),
+    column: &str,
+    each: Option<&str>,
+) -> Value {
+    let source = of_lines(destination, column);
+    let content = match each {
+        Some(each) => several(column, each, source),
+        None => text(column, source),
+    };
+    dataset(output, destination, LINES, of, vec![text("row_id", of_lines(destination, "row_id")), content])
+}
+
+const LINES: &str = "application/jsonlines";
+
+fn name(destination: &Path) -> String {
+    destination.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn of_lines(destination: &Path, column: &str) -> Value {
+    json!({ "fileObject": { "@id": name(destination) }, "extract": { "jsonPath": format!("$.{column}") } })
+}
+
+fn text(column: &str, source: Value) -> Value {
+    json!({ "@type": "cr:Field", "@id": format!("rows/{column}"), "name": column, "dataType": "sc:Text", "source": source })
+}
+
+fn several(column: &str, each: &str, source: Value) -> Value {
+    let mut field = text(column, source);
+    field["repeated"] = true.into();
+    field["description"] = each.into();
+    field
+}
+
+fn dataset(output: &Exported<'_>, destination: &Path, encoding: &str, of: (u64, u64, &str), fields: Vec<Value>) -> Value {
+    let (rows, bytes, digest) = of;
+    let file = name(destination);
     let about = output.description.map_or_else(|| format!("rows of {}", output.name), str::to_owned);
     json!({
         "@context": context(),

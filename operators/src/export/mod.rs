@@ -1,9 +1,11 @@
 //! Takes tables and checkpoints out of a store, in the formats that other tools read.
 
+mod axolotl;
 mod chat;
 mod croissant;
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{BufWriter, Write},
     path::{Path, PathBuf},
@@ -21,6 +23,7 @@ use parquet::{
     basic::{Compression, ZstdLevel},
     file::properties::WriterProperties,
 };
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::columns::text;
@@ -39,6 +42,8 @@ pub enum Format {
     Chat,
     /// The files that a row points to: a checkpoint or a tokenizer as a Hugging Face folder.
     Folder,
+    /// A folder that Axolotl trains from: the mixture and a configuration; see [`export`].
+    Axolotl,
 }
 
 impl FromStr for Format {
@@ -50,7 +55,8 @@ impl FromStr for Format {
             "jsonl" => Ok(Self::Jsonl),
             "chat" => Ok(Self::Chat),
             "folder" => Ok(Self::Folder),
-            other => Err(format!("no format is called `{other}`: there are `parquet`, `jsonl`, `chat` and `folder`")),
+            "axolotl" => Ok(Self::Axolotl),
+            other => Err(format!("no format is called `{other}`: there are `parquet`, `jsonl`, `chat`, `folder` and `axolotl`")),
         }
     }
 }
@@ -64,6 +70,34 @@ pub struct Exported<'a> {
     pub name: &'a str,
     /// What the pipeline file says the stage is for.
     pub description: Option<&'a str>,
+    /// How the pipeline trains on it, if it does.
+    pub recipe: Option<Recipe<'a>>,
+}
+
+/// How a stage of the pipeline trains on a table.
+#[derive(Debug)]
+pub struct Recipe<'a> {
+    /// The stage, one of the operator `train`.
+    pub stage: &'a str,
+    /// Its config, with every default written out.
+    pub config: &'a Value,
+    /// Its seed.
+    pub seed: u64,
+    /// What it starts from.
+    pub base: Base<'a>,
+}
+
+/// The checkpoint that a training starts from.
+#[derive(Debug)]
+pub struct Base<'a> {
+    /// The stage that gives it.
+    pub stage: &'a str,
+    /// Whether its weights are random.
+    pub random: bool,
+    /// The checkpoint's folder outside the store: a path on this machine, or `hf://repository@revision`.
+    pub path: Option<&'a str>,
+    /// Its row, where the stage has run.
+    pub table: Option<Table>,
 }
 
 /// What was written.
@@ -73,6 +107,8 @@ pub struct Written {
     pub count: u64,
     /// The files, those beside the destination included.
     pub files: Vec<PathBuf>,
+    /// What is to be known or done before they are used.
+    pub notes: Vec<String>,
 }
 
 /// The format that `destination` asks for by its name: `.parquet`, `.jsonl`, and a folder for what points to files.
@@ -86,7 +122,7 @@ pub fn format_of(destination: &Path, table: &Table) -> Result<Format, Failure> {
         Some("jsonl") => Ok(Format::Jsonl),
         _ if points => Ok(Format::Folder),
         _ => Err(Failure::data(format!("`{}` doesn't say what to write", destination.display()))
-            .hint("end it in `.parquet` or `.jsonl`, or give `--format parquet|jsonl|chat`")),
+            .hint("end it in `.parquet` or `.jsonl`, or give `--format parquet|jsonl|chat|axolotl`")),
     }
 }
 
@@ -99,6 +135,8 @@ pub fn format_of(destination: &Path, table: &Table) -> Result<Format, Failure> {
 ///   explanation and answer the assistant's. A row of a mixture without a prompt, which is a document, is one message of the
 ///   assistant's: trainers that mask what the user says train on all of it.
 /// - `folder`: the files of the row that is `final`, or of the only row.
+/// - `axolotl`: a folder with `mixture.jsonl`, `heldout.jsonl` where the recipe holds rows out, a Croissant description of each,
+///   `config.yaml`, and `base/`, the checkpoint to start from, where it lies in the store.
 ///
 /// # Errors
 /// When the destination exists or can't be written, when the format doesn't suit the columns, and when the store fails.
@@ -112,8 +150,10 @@ pub async fn export(output: &Exported<'_>, format: Format, destination: &Path) -
         Failure::external(format!("`{}` can't be written: {error}", destination.display())).hint("choose another place")
     };
     std::fs::create_dir_all(parent).map_err(unwritable)?;
-    if format == Format::Folder {
-        return folder(output.table, destination, parent).await;
+    match format {
+        Format::Folder => return folder(output.table, destination, parent).await,
+        Format::Axolotl => return axolotl::folder(output, destination, parent).await,
+        Format::Parquet | Format::Jsonl | Format::Chat => {}
     }
     // A temporary file is for its owner alone, and this one is to be read by others: the process's mask decides.
     let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
@@ -126,7 +166,7 @@ pub async fn export(output: &Exported<'_>, format: Format, destination: &Path) -
     let description = PathBuf::from(description);
     std::fs::write(&description, format!("{described:#}\n")).map_err(unwritable)?;
     staging.persist_noclobber(destination).map_err(|error| unwritable(error.error))?;
-    Ok(Written { count, files: vec![destination.to_owned(), description] })
+    Ok(Written { count, files: vec![destination.to_owned(), description], notes: Vec::new() })
 }
 
 fn points_to_files(table: &Table) -> bool {
@@ -137,6 +177,17 @@ fn points_to_files(table: &Table) -> bool {
 struct Hashed<W> {
     file: W,
     hash: Sha256,
+}
+
+impl<W: Write> Hashed<W> {
+    fn new(file: W) -> Self {
+        Self { file, hash: Sha256::new() }
+    }
+
+    /// The SHA-256 of what was written, in hexadecimal digits.
+    fn digest(self) -> String {
+        self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 impl<W: Write> Write for Hashed<W> {
@@ -154,7 +205,7 @@ impl<W: Write> Write for Hashed<W> {
 /// Writes rows; gives their number and the file's SHA-256.
 async fn rows(table: &Table, format: Format, file: &File) -> Result<(u64, String), Failure> {
     let mut batches = table.stream().await?;
-    let mut out = Hashed { file: BufWriter::new(file), hash: Sha256::new() };
+    let mut out = Hashed::new(BufWriter::new(file));
     let mut count = 0;
     match format {
         Format::Parquet => {
@@ -175,7 +226,7 @@ async fn rows(table: &Table, format: Format, file: &File) -> Result<(u64, String
                 }
             }
         }
-        Format::Jsonl | Format::Folder => {
+        Format::Jsonl | Format::Folder | Format::Axolotl => {
             let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(&mut out);
             while let Some(batch) = batches.try_next().await? {
                 count += batch.num_rows() as u64;
@@ -186,7 +237,7 @@ async fn rows(table: &Table, format: Format, file: &File) -> Result<(u64, String
     }
     out.flush()?;
     file.sync_all()?;
-    Ok((count, out.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok((count, out.digest()))
 }
 
 /// How Parquet is written: a row group ends at about so many encoded bytes, or at the default number of rows.
@@ -203,19 +254,30 @@ async fn folder(table: &Table, destination: &Path, parent: &Path) -> Result<Writ
         return Err(Failure::data("the rows of this output point to no files")
             .hint("end the destination in `.parquet` or `.jsonl` to write its rows"));
     }
-    let uri = final_uri(&table.collect().await?)?;
-    let name = uri.split('/').next().unwrap_or(&uri);
-    let source = table.folder(name).await?;
-    let staging = tempfile::Builder::new().prefix(".export").tempdir_in(parent)?;
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(&source)? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), staging.path().join(entry.file_name()))?;
-        files.push(destination.join(entry.file_name()));
-    }
+    let staging = staged_folder(parent)?;
+    let mut files: Vec<PathBuf> = copy_files(table, staging.path()).await?.iter().map(|name| destination.join(name)).collect();
     files.sort();
     std::fs::rename(staging.path(), destination)?;
-    Ok(Written { count: files.len() as u64, files })
+    Ok(Written { count: files.len() as u64, files, notes: Vec::new() })
+}
+
+/// A folder that is renamed when it is complete, for whom the process's mask allows.
+fn staged_folder(parent: &Path) -> Result<tempfile::TempDir, Failure> {
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    Ok(tempfile::Builder::new().prefix(".export").permissions(everybody).tempdir_in(parent)?)
+}
+
+/// Copies the files that the row which counts points to into a folder; gives their names.
+async fn copy_files(table: &Table, folder: &Path) -> Result<Vec<OsString>, Failure> {
+    let uri = final_uri(&table.collect().await?)?;
+    let source = table.folder(uri.split('/').next().unwrap_or(&uri)).await?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&source)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), folder.join(entry.file_name()))?;
+        names.push(entry.file_name());
+    }
+    Ok(names)
 }
 
 /// Where the row that counts points to.

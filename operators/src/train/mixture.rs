@@ -97,7 +97,7 @@ fn shared(text: &[u32], beginning: &[u32]) -> usize {
 }
 
 /// A number in [0, 1) that depends on nothing but `parent`: the upper 53 bits of a hash.
-pub(super) fn lot(parent: &str) -> f64 {
+pub(crate) fn lot(parent: &str) -> f64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"train heldout").update(parent.as_bytes());
     let mut bits = [0; 8];
@@ -105,16 +105,21 @@ pub(super) fn lot(parent: &str) -> f64 {
     (u64::from_le_bytes(bits) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Sorts rows by position, and takes those of source rows whose lot lies below `share` out: those of the lowest lot, if
-/// none does. When nothing would be left to train on, none are.
+/// Sorts rows by position, and takes those out that [`heldout_below`] holds out.
 pub(super) fn divide(mut rows: Vec<Encoded>, share: f64) -> (Vec<Encoded>, Vec<Encoded>) {
     rows.sort_by_key(|row| row.position);
-    let lowest = rows.iter().map(|row| row.lot).fold(f64::INFINITY, f64::min);
-    let highest = rows.iter().map(|row| row.lot).fold(0.0, f64::max);
-    let bound = if share > lowest { share } else { lowest.next_up() };
-    let bound = if share > 0.0 && bound <= highest { bound } else { 0.0 };
+    let bound = heldout_below(rows.iter().map(|row| row.lot), share);
     let (heldout, rest) = rows.into_iter().partition(|row| row.lot < bound);
     (rest, heldout)
+}
+
+/// Below which lot a source row is held out, so that about `share` of them are: at least the one of the lowest lot. When
+/// nothing would be left to train on, none are.
+pub(crate) fn heldout_below(lots: impl Iterator<Item = f64> + Clone, share: f64) -> f64 {
+    let lowest = lots.clone().fold(f64::INFINITY, f64::min);
+    let highest = lots.fold(0.0, f64::max);
+    let bound = if share > lowest { share } else { lowest.next_up() };
+    if share > 0.0 && bound <= highest { bound } else { 0.0 }
 }
 
 #[cfg(test)]

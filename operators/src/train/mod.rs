@@ -26,6 +26,7 @@ use ingrain_student::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::mixture::{heldout_below, lot};
 pub use self::seen::{Fate, Training};
 use crate::{
     checkpoint::{self, FOLDER, Row, Start},
@@ -283,7 +284,7 @@ impl Operator for Train {
 
 impl Train {
     /// The settings for a base with random weights, or another, of that precision.
-    fn settings(&self, random: bool, precision: Precision) -> Settings {
+    pub(crate) fn settings(&self, random: bool, precision: Precision) -> Settings {
         let defaults = if random { Settings::default() } else { Settings::pretrained() };
         let count = |given: Option<u32>, default: usize| given.map_or(default, |given| given as usize);
         Settings {

@@ -282,9 +282,14 @@ impl Tokenizer {
         self.pad
     }
 
+    /// The text of a token, as the vocabulary spells it.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The `tokenizer_config.json` that `transformers` wants beside a `tokenizer.json`.
     pub fn config(&self, max_positions: usize) -> serde_json::Value {
-        let name = |id: Option<u32>| id.and_then(|id| self.inner.id_to_token(id));
+        let name = |id: Option<u32>| id.and_then(|id| self.spelling(id));
         let mut config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_positions,

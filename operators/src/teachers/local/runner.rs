@@ -169,7 +169,7 @@ impl Loaded {
         let device = crate::train::device(device).map_err(failed)?;
         let checkpoint = Checkpoint::read(&source.folder).map_err(|error| Outage::teacher(error.to_string()))?;
         let tokenizer = checkpoint.tokenizer().map_err(|error| Outage::teacher(error.to_string()))?;
-        let scorer = Scorer::new(&checkpoint.architecture, &checkpoint.weights, &device);
+        let scorer = Scorer::new(&checkpoint.architecture, &*checkpoint.weights, &device);
         let scorer = scorer.map_err(|error| Outage::teacher(error.to_string()))?;
         Ok(Self { digest: source.digest.clone(), scorer, tokenizer })
     }
