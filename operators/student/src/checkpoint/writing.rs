@@ -18,6 +18,9 @@ use crate::weights::{HostTensor, TensorError};
 /// Bytes of tensors in one file, as `transformers` has it: what is more goes into several, with an index.
 const BYTES_PER_FILE: usize = 5_000_000_000;
 
+/// A tensor's name and shape.
+type Shaped = (String, Vec<usize>);
+
 /// Gives a tensor by its name.
 pub(crate) type Fetch<'a> = dyn FnMut(&str) -> Result<HostTensor, TensorError> + 'a;
 
@@ -76,14 +79,14 @@ pub(crate) fn write_file(path: &Path, content: &[u8]) -> Result<(), CheckpointEr
 /// Writes tensors, in files of at most `bytes` each (or one tensor), with an index where there are several.
 pub(super) fn write_weights(
     folder: &Path,
-    tensors: Vec<(String, Vec<usize>)>,
+    tensors: Vec<Shaped>,
     precision: Precision,
     bytes: usize,
     tensor: &mut Fetch<'_>,
 ) -> Result<(), CheckpointError> {
     let size = |shape: &[usize]| shape.iter().product::<usize>() * width(precision);
     let total: usize = tensors.iter().map(|(_, shape)| size(shape)).sum();
-    let mut files: Vec<(usize, Vec<(String, Vec<usize>)>)> = Vec::new();
+    let mut files: Vec<(usize, Vec<Shaped>)> = Vec::new();
     for (name, shape) in tensors {
         let more = size(&shape);
         match files.last_mut() {
@@ -112,7 +115,7 @@ pub(super) fn write_weights(
 pub(crate) fn write_tensors(
     path: &Path,
     like: &Path,
-    tensors: Vec<(String, Vec<usize>)>,
+    tensors: Vec<Shaped>,
     precision: Precision,
     tensor: &mut Fetch<'_>,
 ) -> Result<(), CheckpointError> {

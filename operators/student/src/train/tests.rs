@@ -47,7 +47,10 @@ fn four_sentences_are_learnt_by_heart() {
     let measured: Vec<usize> = events.iter().filter(|event| event.seen.is_some()).map(|event| event.step).collect();
     assert_eq!(
         measured,
-        (1..=trained.steps / 50).map(|i| i * 50).chain((trained.steps % 50 != 0).then_some(trained.steps)).collect::<Vec<_>>()
+        (1..=trained.steps / 50)
+            .map(|i| i * 50)
+            .chain((!trained.steps.is_multiple_of(50)).then_some(trained.steps))
+            .collect::<Vec<_>>()
     );
     let seen = events.last().unwrap().seen.as_ref().unwrap();
     assert!(seen.heldout_loss.unwrap() < 0.1);
