@@ -12,6 +12,7 @@ pub mod architecture;
 pub mod checkpoint;
 pub mod device;
 pub mod generate;
+pub mod measure;
 pub mod pack;
 pub mod schedule;
 pub mod score;
@@ -29,7 +30,7 @@ mod optimizer;
 
 pub use architecture::{Architecture, ArchitectureError, Preset};
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use device::{Device, DeviceError};
+pub use device::{Description, Device, DeviceError};
 pub use generate::{Generated, Generation};
 pub use pack::{Place, Row, places};
 pub use score::{ScoreError, Scorer};
