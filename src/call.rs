@@ -48,7 +48,7 @@ pub(crate) enum Command {
         #[arg(default_value = ".")]
         folder: PathBuf,
     },
-    /// Say what is built, or what a store promises of what runs need
+    /// Say what is built, what a store promises of what runs need, or what a device computes and how fast
     Doctor(DoctorCall),
     /// Serve one task of a run
     #[command(hide = true)]
@@ -314,9 +314,24 @@ pub(crate) struct DoctorCall {
     /// The store to look at: a folder or `s3://bucket/prefix`
     #[arg(long)]
     pub(crate) store: Option<String>,
-    /// The design has it and this version hasn't: refused by name rather than as unknown.
-    #[arg(long, hide = true)]
+    /// Try out a device instead of a store: `auto`, `cpu`, `cuda:0`
+    #[arg(long, conflicts_with_all = ["file", "store"])]
     pub(crate) device: Option<String>,
+    /// Hold the device's numbers against the CPU's, and measure rates
+    #[arg(long, requires = "device")]
+    pub(crate) full: bool,
+    /// With which models: `tiny`, `4x128`, `0.1b`, `1b`, `8b` [default: `tiny,0.1b` on the CPU, all but `4x128` elsewhere]
+    #[arg(long, value_delimiter = ',', requires = "full")]
+    pub(crate) shapes: Vec<String>,
+    /// How long a rate is measured
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    pub(crate) seconds: f64,
+    /// Write one JSON object for each measurement
+    #[arg(long, requires = "device")]
+    pub(crate) json: bool,
+    /// Find out one part in this process: `product`, `numbers`, or a shape.
+    #[arg(long, hide = true, requires = "device")]
+    pub(crate) part: Option<String>,
 }
 
 impl Call {

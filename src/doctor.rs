@@ -12,13 +12,14 @@ use ingrain_operators::REGISTRY;
 use crate::{
     End, STAGE_FAILED,
     call::{DoctorCall, FileCall, cores},
+    devices,
     pipeline::{Pipeline, cache},
     progress::{printable, tell},
 };
 
 pub(crate) async fn doctor(call: DoctorCall) -> Result<(), End> {
-    if call.device.is_some() {
-        return Err(Failure::data("`--device` isn't built yet").into());
+    if let Some(name) = &call.device {
+        return devices::examine(&call, name).await;
     }
     let pipeline = match &call.file {
         Some(file) => Some(Pipeline::load(&FileCall { file: file.clone(), set: call.set.clone() }).await?),
@@ -68,7 +69,7 @@ fn about() -> Result<(), Failure> {
         ("cores", cores().to_string()),
         ("memory", format!("{} MiB for tables, unless `--memory` says otherwise", default_memory() >> 20)),
         ("cache", cache()?.display().to_string()),
-        ("device", "not looked at: `doctor --device` isn't built yet".to_owned()),
+        ("device", "not looked at: `ingrain doctor --device auto` does".to_owned()),
     ];
     for (name, value) in lines {
         writeln!(stdout, "{name:10} {value}")?;

@@ -1,6 +1,7 @@
 //! The `ingrain` command: parses the call, calls the engine, prints.
 
 mod call;
+mod devices;
 mod doctor;
 mod export;
 mod forget;

@@ -1,10 +1,13 @@
 //! Where tensors are computed.
 
-use std::ffi::c_int;
-use std::fmt;
-use std::path::PathBuf;
+pub(crate) mod cuda;
 
-use libloading::Library;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+
+use self::cuda::Driver;
 
 /// Where a model is trained or run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +43,59 @@ pub enum DeviceError {
     },
 }
 
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// As [`Device`] is written.
+    pub device: String,
+    /// What its maker calls it.
+    pub name: String,
+    /// Threads that compute at once, on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Bytes of memory that it has.
+    pub memory: u64,
+    /// Bytes of memory that nobody uses.
+    pub free: u64,
+}
+
 impl Device {
+    /// How many CUDA devices can be used.
+    ///
+    /// # Errors
+    /// What CUDA lacks on this machine.
+    pub fn cuda_count() -> Result<usize, String> {
+        cuda::devices()
+    }
+
+    /// What the device is, and its memory. A CUDA device is initialised for that.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn describe(&self) -> Result<Description, DeviceError> {
+        match self {
+            Self::Cpu => {
+                let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+                let system = System::new_with_specifics(what.with_cpu(CpuRefreshKind::nothing()));
+                let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).filter(|name| !name.is_empty());
+                Ok(Description {
+                    device: self.to_string(),
+                    name: name.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+                    threads: Some(rayon::current_num_threads()),
+                    memory: system.total_memory(),
+                    free: system.available_memory(),
+                })
+            }
+            Self::Cuda(number) => {
+                let refused = |missing| DeviceError::Cuda { number: *number, missing };
+                let driver = Driver::load().map_err(refused)?;
+                let memory = driver.memory(*number).map_err(refused)?;
+                let name = driver.name(*number).map_err(refused)?;
+                Ok(Description { device: self.to_string(), name, threads: None, memory: memory.total, free: memory.free })
+            }
+        }
+    }
+
     /// The device of that name: `auto` is the first CUDA device where everything that CUDA needs is there, and the CPU
     /// anywhere else; `cuda` is `cuda:0`.
     ///
@@ -49,7 +104,7 @@ impl Device {
     pub fn resolve(name: &str) -> Result<Self, DeviceError> {
         match name {
             "cpu" => Ok(Self::Cpu),
-            "auto" => Ok(if cuda_devices().is_ok_and(|count| count > 0) { Self::Cuda(0) } else { Self::Cpu }),
+            "auto" => Ok(if cuda::devices().is_ok_and(|count| count > 0) { Self::Cuda(0) } else { Self::Cpu }),
             _ => {
                 let number = match name.strip_prefix("cuda") {
                     Some("") => 0,
@@ -59,7 +114,7 @@ impl Device {
                         .ok_or_else(|| DeviceError::Unknown(name.into()))?,
                     None => return Err(DeviceError::Unknown(name.into())),
                 };
-                let missing = match cuda_devices() {
+                let missing = match cuda::devices() {
                     Ok(count) if number < count => return Ok(Self::Cuda(number)),
                     Ok(count) => format!("the driver shows {count} device(s)"),
                     Err(missing) => missing,
@@ -67,70 +122,6 @@ impl Device {
                 Err(DeviceError::Cuda { number, missing })
             }
         }
-    }
-}
-
-/// The number of CUDA devices, or what is missing. burn's own initialisation panics where the driver, the run-time
-/// compiler or the toolkit's headers aren't there, so each is looked for first, where cudarc and cubecl look.
-fn cuda_devices() -> Result<usize, String> {
-    let count = driver_devices()?;
-    let compilers = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11"];
-    if !compilers.iter().any(|name| open(name).is_ok()) {
-        return Err(format!(
-            "the run-time compiler isn't in the loader's path (`{}`): install CUDA's NVRTC, or add its folder to `LD_LIBRARY_PATH`",
-            compilers.join("`, `")
-        ));
-    }
-    let toolkit = std::env::var_os("CUDA_PATH").map(PathBuf::from).or_else(|| {
-        let known = [("/usr/local/cuda", "/usr/local/cuda"), ("/opt/cuda", "/opt/cuda"), ("/usr/bin/nvcc", "/usr")];
-        known.iter().find(|(mark, _)| std::fs::exists(mark).unwrap_or(false)).map(|(_, folder)| PathBuf::from(folder))
-    });
-    let Some(toolkit) = toolkit else {
-        return Err(
-            "the toolkit's headers weren't found: set `CUDA_PATH` to the folder that holds `include/cuda_runtime.h`".into()
-        );
-    };
-    let header = toolkit.join("include/cuda_runtime.h");
-    if !header.is_file() {
-        return Err(format!("`{}` is missing: `CUDA_PATH` must name a toolkit with headers", header.display()));
-    }
-    Ok(count)
-}
-
-fn driver_devices() -> Result<usize, String> {
-    let library = open("libcuda.so.1").or_else(|_| open("libcuda.so")).map_err(|_| {
-        "the driver's library `libcuda.so.1` isn't in the loader's path: is an NVIDIA driver installed?".to_string()
-    })?;
-    let failed = |name: &str, code: c_int| format!("the driver answered `{name}` with error {code}");
-    // SAFETY: these are the driver API's functions with the signatures of `cuda.h`, unchanged since CUDA 2; `cuInit`
-    // comes first, and `count` outlives the call that writes it.
-    #[allow(unsafe_code)]
-    unsafe {
-        let init =
-            library.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0").map_err(|error| format!("`libcuda.so.1`: {error}"))?;
-        let device_count = library
-            .get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0")
-            .map_err(|error| format!("`libcuda.so.1`: {error}"))?;
-        let code = init(0);
-        if code != 0 {
-            return Err(failed("cuInit", code));
-        }
-        let mut count: c_int = 0;
-        let code = device_count(&raw mut count);
-        // The driver isn't made to be unloaded once it is initialised.
-        std::mem::forget(library);
-        if code != 0 {
-            return Err(failed("cuDeviceGetCount", code));
-        }
-        Ok(usize::try_from(count).unwrap_or(0))
-    }
-}
-
-fn open(name: &str) -> Result<Library, libloading::Error> {
-    // SAFETY: only NVIDIA's driver and compiler libraries are opened, which have no initialisers that touch our state.
-    #[allow(unsafe_code)]
-    unsafe {
-        Library::new(name)
     }
 }
 
@@ -145,6 +136,13 @@ mod tests {
             assert!(matches!(Device::resolve(name), Err(DeviceError::Unknown(_))), "{name}");
         }
         assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
+    }
+
+    #[test]
+    fn the_processor_is_described() {
+        let found = Device::Cpu.describe().unwrap();
+        assert_eq!(found.device, "cpu");
+        assert!(!found.name.is_empty() && found.memory >= found.free && found.free > 0, "{found:?}");
     }
 
     #[test]
