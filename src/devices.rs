@@ -70,9 +70,11 @@ fn say(line: &str) -> Result<(), Failure> {
 /// Writes what a part finds, an object a line.
 fn find_out(part: &str, device: &Device, seconds: f64) -> Result<(), Failure> {
     let failed = |said: String| Failure::external(format!("`{device}`: {said}"));
+    let mut unsaid = None;
     let mut emit = |finding: Finding| {
-        if let Ok(line) = serde_json::to_string(&finding) {
-            let _ = say(&line);
+        let line = serde_json::to_string(&finding).map_err(|error| Failure::bug(error.to_string()));
+        if let Err(failure) = line.and_then(|line| say(&line)) {
+            unsaid = Some(failure);
         }
     };
     match part {
@@ -86,7 +88,7 @@ fn find_out(part: &str, device: &Device, seconds: f64) -> Result<(), Failure> {
             measure(device, &shape, seconds, &mut emit).map_err(|error| failed(error.to_string()))?;
         }
     }
-    Ok(())
+    unsaid.map_or(Ok(()), Err)
 }
 
 /// Finds out a part in a child process, and prints it; gives whether all went well, and what was compared.
@@ -109,7 +111,8 @@ async fn part_apart(part: &str, device: &Device, call: &DoctorCall) -> Result<(b
     });
     let (mut lines, mut compared) = (BufReader::new(stdout).lines(), Vec::new());
     while let Some(line) = lines.next_line().await? {
-        let Ok(finding) = serde_json::from_str::<Finding>(&line) else { continue };
+        let finding: Finding =
+            serde_json::from_str(&line).map_err(|error| Failure::bug(format!("`{part}` says `{line}`: {error}")))?;
         if call.json {
             say(&line)?;
         } else {

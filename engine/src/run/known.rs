@@ -184,10 +184,23 @@ pub(super) fn is_at(path: &Path, bytes: u64, version: &str, cache: &Path) -> Res
         return Ok(false);
     }
     let Some(algorithm) = Algorithm::of(version) else { return Ok(true) };
+    Ok(known(path, &metadata, algorithm, cache)? == version)
+}
+
+/// The digest of a local file's content, as `blake3:` and hex digits. What is known of it under `cache` is taken from there as long
+/// as nobody writes to the file.
+///
+/// # Errors
+/// When it can't be read.
+pub fn content_digest(path: &Path, cache: &Path) -> Result<String> {
+    known(path, &std::fs::metadata(path)?, Algorithm::Blake3, cache)
+}
+
+fn known(path: &Path, metadata: &Metadata, algorithm: Algorithm, cache: &Path) -> Result<String> {
     let mut known = KnownFiles::load(cache, path.parent().unwrap_or(path));
-    let found = known.version(path, &metadata, algorithm)?;
+    let version = known.version(path, metadata, algorithm)?;
     known.save();
-    Ok(found == version)
+    Ok(version)
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub use self::{
     },
     footer::source_columns,
     history::{Ending, RunRecord, Runs, StageChange, StageRecord, StageState, Took, compare_runs},
+    known::content_digest,
     reason::{Difference, FileChange, Reason, Subject},
     rehearse::rehearse,
     resolve::{LastTime, Resolver, StageKey, Status, why},

@@ -75,8 +75,9 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
 /// CPU to the bit. Updates are made to 32-bit weights, whatever the precision; on the CPU everything is computed in 32 bits, and
 /// `precision` is that of the files.
 ///
-/// What doesn't fit into a device's memory may fit with a smaller `micro_batch` or `sequence` (what is computed at a time), with
-/// `fused_update` (12 to 14 bytes a weight in 16-bit precision), with `optimizer: adafactor` (6 to 8), or with `lora` (2 and a little).
+/// What doesn't fit into a device's memory may fit with a smaller `micro_batch` or `sequence` (what is computed at a time). In 16-bit
+/// precision, a weight takes 2 bytes, 4 for its 32-bit master, 8 for AdamW's means (hardly any with `optimizer: adafactor`) and 4 for
+/// its gradient (hardly any with `fused_update`); with `lora`, the 2 bytes and no more.
 ///
 /// The stage runs where `--device` says, in a process of its own. On the CPU the weights come out the same for any number of
 /// threads; on a GPU they differ in their last digits from run to run. Beside the model, the tokens of the mixture are in
@@ -426,7 +427,8 @@ async fn learn(job: Job, device: Device, counters: Arc<Counters>, folders: Folde
 fn progress(event: &Event, flops_per_token: f64) -> String {
     let heldout = event.seen.as_ref().and_then(|seen| seen.heldout_loss);
     let heldout = heldout.map(|loss| format!(", held-out loss {loss:.2}")).unwrap_or_default();
-    let memory = peak_memory().map(|bytes| format!(", {:.1} GB", bytes as f64 / 1e9)).unwrap_or_default();
+    let memory =
+        ingrain_student::measure::peak_memory().map(|bytes| format!(", {:.1} GB", bytes as f64 / 1e9)).unwrap_or_default();
     format!(
         "step {} of {}, loss {:.2}{heldout}, learning rate {:.1e}, gradient {:.2}, {} tokens/s, {}{memory}",
         grouped(event.step as u64),
@@ -445,14 +447,6 @@ fn rate(flops: f64) -> String {
         _ if flops >= 1e12 => format!("{:.1} TFLOP/s", flops / 1e12),
         _ => format!("{:.1} GFLOP/s", flops / 1e9),
     }
-}
-
-/// The most memory that this process has had, in bytes, where the system says so.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes << 10)
 }
 
 /// A number with a comma between thousands.

@@ -258,20 +258,12 @@ fn an_adapter_equals_that_of_peft() {
         same(weight, &a.values, &expected[&format!("trained.{}", peft(weight, "lora_A"))], 1e-3);
         same(weight, &b.values, &expected[&format!("trained.{}", peft(weight, "lora_B"))], 1e-3);
     }
-    let place = tempfile_folder("adapter");
-    after.write(&place, "base").unwrap();
-    let read = Adapter::read(&place, &base.architecture);
-    std::fs::remove_dir_all(&place).unwrap();
-    assert_eq!(read.unwrap(), after);
+    let holder = tempfile::tempdir().unwrap();
+    after.write(&holder.path().join("adapter"), "base").unwrap();
+    assert_eq!(Adapter::read(&holder.path().join("adapter"), &base.architecture).unwrap(), after);
     let merged: Arc<dyn Tensors> = Arc::new(Merged::new(base.weights.clone(), after));
     let merged = Weights::of(&base.architecture, &*merged).unwrap();
     for (name, tensor) in trained(&base.architecture, &graph).tensors {
         same(&name, &tensor.values, &merged.tensors[&name].values, 1e-5);
     }
-}
-
-pub(crate) fn tempfile_folder(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("ingrain-student-{name}-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&path);
-    path
 }

@@ -2,25 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, Metadata},
-    io,
+    fs, io,
     path::{Path, PathBuf},
-    time::{Duration, UNIX_EPOCH},
 };
 
-use ingrain_engine::failure::Failure;
-use ingrain_student::Architecture;
-use serde::{Deserialize, Serialize};
+use ingrain_engine::{failure::Failure, run::content_digest};
+use ingrain_student::{Architecture, checkpoint::FILES};
 
-/// Small files that decide an answer.
-const SMALL: [&str; 6] = [
-    CONFIG,
-    TOKENIZER,
-    "tokenizer_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    ingrain_student::chat::FILE,
-];
 const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 const INDEX: &str = "model.safetensors.index.json";
@@ -28,12 +16,6 @@ const WEIGHTS: &str = "safetensors";
 
 /// No small file is larger, in bytes.
 const LARGEST: u64 = 256 << 20;
-/// Digests of files that are smaller aren't kept.
-const WORTH_KEEPING: u64 = 1 << 20;
-/// A file that was changed so lately may change again at the same time of its clock.
-const SETTLED: Duration = Duration::from_secs(2);
-/// Where in the machine's folder the digests lie.
-const DIGESTS: &str = "checkpoints";
 
 /// Whether the folder has what a checkpoint needs, by the names of its files and its `config.json`. Reads no weights.
 ///
@@ -67,7 +49,7 @@ pub(super) fn architecture(folder: &Path) -> Result<Architecture, String> {
 
 /// The folder's small files, by name.
 pub(super) fn small_files(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
-    let there = SMALL.into_iter().map(|name| (name, folder.join(name))).filter(|(_, path)| path.is_file());
+    let there = FILES.into_iter().map(|name| (name, folder.join(name))).filter(|(_, path)| path.is_file());
     there.map(|(name, path)| Ok((name.to_owned(), read(&path)?))).collect()
 }
 
@@ -89,7 +71,7 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let small = path.file_name().is_some_and(|name| SMALL.iter().chain([&INDEX]).any(|small| name == *small));
+        let small = path.file_name().is_some_and(|name| FILES.iter().chain([&CONFIG, &INDEX]).any(|small| name == *small));
         if (small || is_weights(&path)) && path.is_file() {
             found.push(path);
         }
@@ -98,8 +80,7 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A digest of the files that decide an answer, their names included. That of a large file is kept under `cache` and taken from
-/// there as long as the file's size and time are the same.
+/// A digest of the files that decide an answer, their names included. What is known of a file under `cache` is taken from there.
 ///
 /// # Errors
 /// When a file can't be read.
@@ -109,54 +90,8 @@ pub(super) fn digest(folder: &Path, cache: &Path) -> Result<String, Failure> {
     hasher.update(b"checkpoint");
     for path in files(folder).map_err(|error| unreadable(folder, error))? {
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        let digest = digest_of(&path, &cache.join(DIGESTS)).map_err(|error| unreadable(&path, error))?;
+        let digest = content_digest(&path, cache).map_err(|error| unreadable(&path, error))?;
         hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(digest.as_bytes());
     }
     Ok(hasher.finalize().to_hex().to_string())
-}
-
-/// What is kept of a file.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    bytes: u64,
-    modified_ns: u64,
-    digest: String,
-}
-
-fn digest_of(path: &Path, cache: &Path) -> io::Result<String> {
-    let before = fs::metadata(path)?;
-    let place = cache.join(format!("{}.json", blake3::hash(path.as_os_str().as_encoded_bytes()).to_hex()));
-    let is_kept = before.len() >= WORTH_KEEPING;
-    if is_kept
-        && let Ok(json) = fs::read(&place)
-        && let Ok(kept) = serde_json::from_slice::<Kept>(&json)
-        && (kept.bytes, kept.modified_ns) == (before.len(), modified_ns(&before))
-    {
-        return Ok(kept.digest);
-    }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
-    let digest = hasher.finalize().to_hex().to_string();
-    let settled = before.modified()?.elapsed().is_ok_and(|age| age > SETTLED);
-    let after = fs::metadata(path)?;
-    if is_kept && settled && (after.len(), modified_ns(&after)) == (before.len(), modified_ns(&before)) {
-        let kept = Kept { bytes: before.len(), modified_ns: modified_ns(&before), digest: digest.clone() };
-        if let Err(error) = keep(&kept, &place, cache) {
-            tracing::debug!(%error, "the digest of `{}` isn't kept", path.display());
-        }
-    }
-    Ok(digest)
-}
-
-fn keep(kept: &Kept, place: &Path, cache: &Path) -> io::Result<()> {
-    fs::create_dir_all(cache)?;
-    let file = tempfile::NamedTempFile::new_in(cache)?;
-    serde_json::to_writer(&file, kept)?;
-    file.persist(place)?;
-    Ok(())
-}
-
-fn modified_ns(metadata: &Metadata) -> u64 {
-    let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

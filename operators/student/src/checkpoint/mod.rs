@@ -25,8 +25,8 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
-/// Files that belong to a tokenizer or to generation and are carried along as they are.
-const CARRIED: [&str; 5] = [TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, "special_tokens_map.json", "chat_template.jinja"];
+/// Files beside `config.json` that belong to a tokenizer or to generation and are carried along as they are.
+pub const FILES: [&str; 5] = [TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, "special_tokens_map.json", crate::chat::FILE];
 
 /// No JSON file of a checkpoint is larger; a safetensors header may be.
 const LARGEST_TEXT_FILE: u64 = 256 << 20;
@@ -146,7 +146,7 @@ impl Checkpoint {
         let architecture = Architecture::from_json(&text_file(&config)?)?;
         let weights = Arc::new(Shards::open(folder, &architecture)?);
         let mut files = BTreeMap::new();
-        for name in CARRIED {
+        for name in FILES {
             let path = folder.join(name);
             if path.is_file() {
                 files.insert(name.to_string(), text_file(&path)?);

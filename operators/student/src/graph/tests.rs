@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::optimizer::Rule;
 use crate::optimizer::tests::ADAMW;
-use crate::parity::{lively, on_burn, packed, tempfile_folder, toy};
+use crate::parity::{lively, on_burn, packed, toy};
 
 impl Model {
     /// Mean loss and the gradient of every tensor that is trained.
@@ -151,16 +151,14 @@ fn a_state_that_was_saved_goes_on_as_if_it_had_not_stopped() {
             }
         };
         steps(&mut whole, 3);
-        let folder = tempfile_folder(&format!("state-{number}"));
-        std::fs::create_dir_all(&folder).unwrap();
-        let (path, like) = (folder.join("state.safetensors"), folder.join("like"));
+        let folder = tempfile::tempdir().unwrap();
+        let (path, like) = (folder.path().join("state.safetensors"), folder.path().join("like"));
         std::fs::write(&like, "").unwrap();
         let mut fetch = |name: &str| Ok(whole.state_tensor(name).unwrap());
         crate::checkpoint::write_tensors(&path, &like, whole.state(), Precision::F32, &mut fetch).unwrap();
         let mut resumed = on_burn(&architecture, &weights, placing);
         let state = crate::checkpoint::Shards::of(&[path]).unwrap();
         resumed.restore(3, &optimizer, &state).unwrap();
-        std::fs::remove_dir_all(&folder).unwrap();
         steps(&mut whole, 2);
         steps(&mut resumed, 2);
         for (name, _) in architecture.tensors() {

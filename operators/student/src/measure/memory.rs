@@ -59,7 +59,7 @@ impl Watch {
     /// Bytes that were in use at most, over those at the start.
     pub(super) fn stop(self) -> Option<u64> {
         match self {
-            Self::Cpu(began) => Some(status("VmHWM:")?.saturating_sub(began)),
+            Self::Cpu(began) => Some(peak_memory()?.saturating_sub(began)),
             Self::Cuda { began, most, done, thread } => {
                 done.store(true, Ordering::Relaxed);
                 thread.join().ok()?;
@@ -68,6 +68,11 @@ impl Watch {
             Self::Blind => None,
         }
     }
+}
+
+/// The most memory that this process has had resident, in bytes, where the system says so.
+pub fn peak_memory() -> Option<u64> {
+    status("VmHWM:")
 }
 
 /// A size in `/proc/self/status`, in bytes.

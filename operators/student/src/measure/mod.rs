@@ -16,6 +16,7 @@ use burn::DispatchDevice;
 use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
+pub use self::memory::peak_memory;
 pub use self::numerics::compare;
 pub use self::products::try_out;
 pub use self::shape::{SHAPES, Shape};
@@ -59,7 +60,7 @@ pub struct Compared {
     /// Of which tensor, for a gradient.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensor: Option<String>,
-    /// The norm of the difference over the norm of the CPU's.
+    /// The norm of the difference over the norm of the CPU's; the largest number there is where either isn't finite.
     pub error: f64,
     /// The largest error that rounding explains.
     pub limit: f64,

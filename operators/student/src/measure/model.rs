@@ -62,6 +62,7 @@ fn steps(device: &Device, shape: &Shape, seconds: f64) -> Result<Times, String> 
         watched: Watched::default(),
         settings: Settings {
             precision: precision(device),
+            fused_update: matches!(device, Device::Cuda(_)),
             sequence_length: shape.sequence,
             batch_size: shape.batch,
             learning_rate: 1e-5,

@@ -94,6 +94,8 @@ impl Numbers {
 
     fn against(&self, reference: &Self, limits: &Limits, on_finding: &mut dyn FnMut(Finding)) {
         let mut say = |quantity: &str, tensor: Option<&str>, error: f64, limit: f64| {
+            // JSON has no number for what isn't finite.
+            let error = if error.is_finite() { error } else { f64::MAX };
             let (quantity, tensor, passes) = (quantity.into(), tensor.map(str::to_owned), error <= limit);
             on_finding(Finding::Compared(Compared { quantity, tensor, error, limit, passes }));
         };
@@ -106,7 +108,7 @@ impl Numbers {
     }
 }
 
-/// The norm of the difference over the norm of what is expected; infinite where the lengths differ or a value is none.
+/// The norm of the difference over the norm of what is expected; infinite where the lengths differ or a value isn't finite.
 fn error(found: &[f32], expected: &[f32]) -> f64 {
     let square = |value: f64| value * value;
     let difference: f64 =
@@ -158,6 +160,8 @@ mod tests {
         };
         let mut failed = Vec::new();
         numbers(2.01).against(&numbers(2.0), &EXACT, &mut |finding| {
+            let line = serde_json::to_string(&finding).unwrap();
+            assert_eq!(serde_json::from_str::<Finding>(&line).unwrap(), finding);
             if let Finding::Compared(Compared { quantity, passes: false, .. }) = finding {
                 failed.push(quantity);
             }

@@ -125,42 +125,6 @@ fn rows_that_cannot_be_trained_on_are_refused() {
     );
 }
 
-/// Tokens per second of the tiny preset at its own settings. Run it by name, with nothing else on the machine:
-/// `ingrain_student-... --ignored --nocapture rate_of_the_tiny_preset`.
-#[test]
-#[ignore = "a measurement of a minute or so"]
-fn rate_of_the_tiny_preset() {
-    let architecture = Preset::Tiny.architecture(2048);
-    let rows: Vec<Row> = (0..9000u32)
-        .map(|row| {
-            let length = 20 + (row * 7919) % 108;
-            Row { ids: (0..length).map(|i| (row * 31 + i * i * 17) % 2048).collect(), loss_from: 1 }
-        })
-        .collect();
-    let weights = Arc::new(initialise(&architecture, 1));
-    let (settings, watched) = (Settings::default(), Watched::default());
-    let job = Job { architecture, weights, rows, watched, settings, seed: 1, progress: None };
-    let start = Instant::now();
-    let mut last = None;
-    let steps = 2344;
-    let trained = train(job, &Device::Cpu, &mut |event| {
-        last = Some(event.clone());
-        if event.step == steps { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })
-    .unwrap();
-    let event = last.unwrap();
-    println!(
-        "{} steps of {}, {} tokens in {:.1} s: {:.0} tokens/s, loss {:.3}",
-        trained.steps,
-        event.steps,
-        trained.tokens,
-        start.elapsed().as_secs_f64(),
-        event.tokens_per_second,
-        event.loss
-    );
-    assert!(event.loss.is_finite());
-}
-
 /// Trains, and is told to stop after some steps, as if killed: what was saved before is all that is left.
 fn killed_after(job: Job, steps: usize) {
     let trained = train(job, &Device::Cpu, &mut |event| match event.step == steps {
@@ -174,17 +138,15 @@ fn killed_after(job: Job, steps: usize) {
 fn a_training_that_was_stopped_goes_on_to_the_same_bits() {
     let lora = Some(crate::Lora { rank: 4, alpha: 8.0 });
     let epochs = Settings { epochs: 7, batch_size: 1, ..Settings::default() };
-    for (number, settings) in [
+    for settings in [
         epochs.clone(),
         Settings { optimizer: crate::Rule::Adafactor, ..epochs.clone() },
         Settings { lora, learning_rate: 1e-2, ..epochs },
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ] {
         let (job, _) = job(settings.clone());
         let whole = run(job.clone());
-        let folder = crate::parity::tempfile_folder(&format!("progress-{number}"));
+        let holder = tempfile::tempdir().unwrap();
+        let folder = holder.path().join("progress");
         let progress = Some(crate::Progress { folder: folder.clone(), every: crate::Every::Steps(3) });
         killed_after(Job { progress: progress.clone(), ..job.clone() }, 5);
         let saved = || {
@@ -197,7 +159,6 @@ fn a_training_that_was_stopped_goes_on_to_the_same_bits() {
         assert_eq!(other.events.len(), whole.events.len());
         killed_after(Job { progress: progress.clone(), ..job.clone() }, 5);
         let resumed = run(Job { progress, ..job });
-        std::fs::remove_dir_all(&folder).unwrap();
         assert_eq!(resumed.weights().unwrap(), whole.weights().unwrap(), "{settings:?}");
         assert_eq!(resumed.adapter().unwrap(), whole.adapter().unwrap());
         let figures = |trained: &Trained| -> Vec<_> {
