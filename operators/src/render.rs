@@ -1,5 +1,9 @@
 //! How a question and its answer become text, for training and for evaluation alike.
 
+use std::{borrow::Cow, collections::BTreeMap};
+
+use ingrain_engine::failure::Failure;
+use ingrain_student::{ChatError, ChatTemplate, Example, Tokenizer, Turn};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +14,132 @@ pub enum Render {
     /// `Question: …`, a new line, `Answer: …`.
     #[default]
     Qa,
-    /// The checkpoint's chat template. Not built yet.
+    /// The checkpoint's chat template: the question is the user's turn, the answer the assistant's.
     Chat,
+}
+
+/// A turn of a conversation that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Message<'a> {
+    role: Role,
+    #[serde(borrow)]
+    content: Cow<'a, str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+impl<'a> Message<'a> {
+    fn turn(&'a self) -> Turn<'a> {
+        let role = match self.role {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        };
+        Turn { role, content: &self.content }
+    }
+}
+
+/// A tokenizer with a chat template.
+#[derive(Debug, Clone)]
+pub(crate) struct Chat {
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+}
+
+/// A question with its answer in a chat template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conversation {
+    /// The turns, as JSON.
+    pub(crate) messages: String,
+    /// The whole text.
+    pub(crate) text: String,
+    /// The bytes of it that stand before the answer.
+    pub(crate) prompt: usize,
+    /// Its tokens.
+    pub(crate) tokens: usize,
+}
+
+impl Chat {
+    /// The template among a checkpoint's or a tokenizer's small files.
+    ///
+    /// # Errors
+    /// When there is none, or it can't be used.
+    pub(crate) fn of(files: &BTreeMap<String, Vec<u8>>, tokenizer: Tokenizer) -> Result<Self, Failure> {
+        let template = ChatTemplate::of(files).map_err(|error| Failure::data(error.to_string()))?;
+        let template = template.ok_or_else(|| {
+            Failure::data("there is no chat template beside the tokenizer")
+                .hint("take a checkpoint that has one, or give `tokenizer` a `chat_template`")
+        })?;
+        Ok(Self { template, tokenizer })
+    }
+
+    /// The token that ends an answer.
+    ///
+    /// # Errors
+    /// When the template fails.
+    pub(crate) fn end_id(&self) -> Result<u32, ChatError> {
+        self.template.end_id(&self.tokenizer)
+    }
+
+    /// The tokens that a question is asked with.
+    ///
+    /// # Errors
+    /// When the template fails on the question.
+    pub(crate) fn asked(&self, question: &str) -> Result<Vec<u32>, ChatError> {
+        self.template.encode(&self.tokenizer, &[Turn { role: "user", content: question }], true)
+    }
+
+    /// The tokens in front of an answer, and the answer's own, without what ends it.
+    ///
+    /// # Errors
+    /// When the template fails on them.
+    pub(crate) fn answered(&self, question: &str, answer: &str) -> Result<(Vec<u32>, Vec<u32>), ChatError> {
+        let example = |answer| {
+            let turns = [Turn { role: "user", content: question }, Turn { role: "assistant", content: answer }];
+            self.template.example(&self.tokenizer, &turns)
+        };
+        let (Example { ids, prompt }, nothing) = (example(answer)?, example("")?.ids);
+        // What a template always puts in front of an answer (no thoughts, say) is no part of it.
+        let begin = prompt.max(ids.iter().zip(&nothing).take_while(|(one, other)| one == other).count());
+        let end = ids[begin..].iter().position(|id| self.tokenizer.is_special(*id)).map_or(ids.len(), |end| begin + end);
+        Ok((ids[..begin].to_vec(), ids[begin..end].to_vec()))
+    }
+
+    /// A question with its answer.
+    ///
+    /// # Errors
+    /// When the template fails on them.
+    pub(crate) fn conversation(&self, question: &str, answer: &str) -> Result<Conversation, ChatError> {
+        let messages =
+            [Message { role: Role::User, content: question.into() }, Message { role: Role::Assistant, content: answer.into() }];
+        let turns = messages.each_ref().map(Message::turn);
+        let text = self.template.render(&turns, false)?;
+        let asked = self.template.render(&turns[..1], true)?;
+        let alike = text.char_indices().zip(asked.chars()).find(|((_, one), other)| one != other);
+        let prompt = alike.map_or(asked.len().min(text.len()), |((place, _), _)| place);
+        let tokens = self.template.example(&self.tokenizer, &turns)?.ids.len();
+        // Texts have a JSON form always.
+        let messages = serde_json::to_string(&messages).unwrap_or_default();
+        Ok(Conversation { messages, text, prompt, tokens })
+    }
+
+    /// The tokens of a conversation that is kept as [`Conversation::messages`], with those of its prompt.
+    ///
+    /// # Errors
+    /// When it is no conversation, or the template fails on it.
+    pub(crate) fn example(&self, messages: &str) -> Result<Example, Failure> {
+        let messages: Vec<Message<'_>> = serde_json::from_str(messages)
+            .map_err(|error| Failure::data(format!("`messages` holds no conversation: {error}")))?;
+        let turns: Vec<Turn<'_>> = messages.iter().map(Message::turn).collect();
+        self.template.example(&self.tokenizer, &turns).map_err(|error| Failure::data(error.to_string()))
+    }
 }
 
 /// What stands before the answer, without a space at the end: the answer brings its own. An empty question leaves the
@@ -67,6 +195,31 @@ mod tests {
         ] {
             assert_eq!(completion(explanation, answer), text);
         }
+    }
+
+    #[test]
+    fn a_conversation_is_the_same_for_training_and_for_an_exam() {
+        let texts = ["Who keeps the light? Lotte Amsel keeps the light.", "<think>user</think>assistant"];
+        let json = ingrain_student::tokenizer::train(texts.iter().cycle().take(4), 270).unwrap().json;
+        let tokenizer = Tokenizer::from_json(json.as_bytes()).unwrap();
+        let template = "{% for m in messages %}<|begin|>{{ m.role }}: {% if m.role == 'assistant' %}<think></think>{% endif %}\
+                        {{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|begin|>assistant: {% endif %}";
+        let files = |template: &str| BTreeMap::from([("chat_template.jinja".to_owned(), template.as_bytes().to_vec())]);
+        let chat = Chat::of(&files(template), tokenizer.clone()).unwrap();
+        let whole = chat.conversation("Who <|end|>?", "Lotte.").unwrap();
+        assert_eq!(whole.text, "<|begin|>user: Who <|end|>?<|end|>\n<|begin|>assistant: <think></think>Lotte.<|end|>\n");
+        assert_eq!(&whole.text[..whole.prompt], "<|begin|>user: Who <|end|>?<|end|>\n<|begin|>assistant: ");
+        let learnt = chat.example(&whole.messages).unwrap();
+        assert_eq!((learnt.ids.len(), &learnt.ids[..learnt.prompt]), (whole.tokens, &chat.asked("Who <|end|>?").unwrap()[..]));
+        assert_eq!(learnt.ids.iter().filter(|id| tokenizer.is_special(**id)).count(), 4);
+        let (before, answer) = chat.answered("Who <|end|>?", "Lotte.").unwrap();
+        assert_eq!(tokenizer.decode(&answer).unwrap(), "Lotte.");
+        assert_eq!([before, answer].concat(), learnt.ids[..learnt.ids.len() - 2]);
+        assert_eq!(chat.end_id().unwrap(), tokenizer.end_id());
+
+        assert!(Chat::of(&BTreeMap::new(), tokenizer).unwrap_err().message.contains("no chat template"));
+        let wrong = |messages: &str| chat.example(messages).unwrap_err().message;
+        assert!(wrong("[{\"role\":\"end|>\",\"content\":\"\"}]").contains("`messages` holds no conversation"));
     }
 
     #[test]

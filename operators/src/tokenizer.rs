@@ -1,6 +1,6 @@
 //! Tokenizers: trained on documents, or read from a file.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, Int32Array, RecordBatch, StringArray},
@@ -16,7 +16,11 @@ use ingrain_engine::{
     run::{Table, Task, TaskContext},
     spec::Size,
 };
-use ingrain_student::tokenizer::{SMALLEST_VOCABULARY, TokenizerError, train};
+use ingrain_student::{
+    ChatTemplate,
+    chat::{CONFIG, FILE as TEMPLATE},
+    tokenizer::{SMALLEST_VOCABULARY, TokenizerError, train},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +29,10 @@ use crate::teachers::texts;
 const DOCUMENTS: &str = "documents";
 /// The folder of blobs beside a tokenizer's row.
 pub(crate) const FOLDER: &str = "tokenizer";
-/// The one file in it.
+/// The file in it that is always there.
 pub(crate) const FILE: &str = "tokenizer.json";
+/// Those that are there where the tokenizer has a chat template.
+const CHAT: [&str; 2] = [CONFIG, TEMPLATE];
 /// Tokens of a tokenizer, where `vocabulary` is left out.
 const VOCABULARY: u64 = 2048;
 
@@ -44,8 +50,9 @@ pub const TYPE: OperatorType = OperatorType::of::<Tokenizer>("tokenizer", 1);
 /// - `documents`: the documents to train on: `text`. None with `path`.
 ///
 /// # Outputs
-/// - default: one row: `uri` (of the file, relative to the artifact), `digest` (BLAKE3 of the file), `vocabulary` (its number of
-///   tokens, special ones included). The file lies beside it as `tokenizer/tokenizer.json`. There is no `parent_id`.
+/// - default: one row: `uri` (of the file, relative to the artifact), `digest` (BLAKE3 of the file; with a chat template, of all
+///   files), `vocabulary` (its number of tokens, special ones included). The file lies beside it as `tokenizer/tokenizer.json`,
+///   with a chat template in `chat_template.jinja` or `tokenizer_config.json`, as in a checkpoint. There is no `parent_id`.
 ///
 /// # Example
 /// ```yaml
@@ -61,6 +68,11 @@ pub struct Tokenizer {
     /// A `tokenizer.json`, relative to the pipeline file, to take instead of training one.
     #[serde(default)]
     pub path: Option<PathBuf>,
+    /// A chat template in Hugging Face's form of Jinja, relative to the pipeline file, for `render: chat` of `mix` and `evaluate`:
+    /// checkpoints with this tokenizer have it. Its special tokens must be among the tokenizer's; one that is trained here has
+    /// `<|begin|>`, `<|end|>` and `<|pad|>`. Default: none.
+    #[serde(default)]
+    pub chat_template: Option<PathBuf>,
 }
 
 impl Operator for Tokenizer {
@@ -91,6 +103,11 @@ impl Operator for Tokenizer {
             }
             _ => {}
         }
+        if let Some(path) = &self.chat_template {
+            let read = std::fs::read(path).map_err(|error| format!("`{}` can't be read: {error}", path.display()));
+            let checked = read.and_then(|source| template(&source).map_err(|error| error.message));
+            mistakes.extend(checked.err().map(|wrong| Invalid::new("/chat_template", wrong)));
+        }
         if mistakes.is_empty() { Ok(vec![Output::new(DEFAULT_OUTPUT, fields())]) } else { Err(mistakes) }
     }
 
@@ -99,7 +116,8 @@ impl Operator for Tokenizer {
     }
 
     fn files(&self) -> Vec<(&'static str, PathBuf)> {
-        self.path.iter().map(|path| ("path", path.clone())).collect()
+        let files = [("path", &self.path), ("chat_template", &self.chat_template)];
+        files.into_iter().filter_map(|(field, path)| Some((field, path.clone()?))).collect()
     }
 }
 
@@ -116,8 +134,45 @@ impl Task for Make {
                 trained(context.table(DOCUMENTS)?, usize::try_from(vocabulary).unwrap_or(usize::MAX)).await?
             }
         };
-        put(context, DEFAULT_OUTPUT, &json).await
+        let mut files = BTreeMap::from([(FILE.to_owned(), json)]);
+        if let Some(path) = &self.0.chat_template {
+            let source = context.file("chat_template", path)?;
+            template(&source)?;
+            files.insert(CONFIG.to_owned(), special_tokens(&files[FILE])?);
+            files.insert(TEMPLATE.to_owned(), source);
+        }
+        put(context, DEFAULT_OUTPUT, &files).await
     }
+}
+
+/// A chat template by its source.
+fn template(source: &[u8]) -> Result<Option<ChatTemplate>, Failure> {
+    let files = BTreeMap::from([(TEMPLATE.to_owned(), source.to_vec())]);
+    ChatTemplate::of(&files).map_err(|error| Failure::data(error.to_string()))
+}
+
+/// The `tokenizer_config.json` that tells a template what the tokenizer's special tokens are called.
+fn special_tokens(json: &[u8]) -> Result<Vec<u8>, Failure> {
+    let mut config = ingrain_student::Tokenizer::from_json(json).map_err(failure)?.config(0);
+    if let Some(config) = config.as_object_mut() {
+        config.remove("model_max_length");
+    }
+    serde_json::to_vec_pretty(&config).map_err(|error| Failure::bug(error.to_string()))
+}
+
+/// The small files of a tokenizer that lie as blobs under `folder`, by name.
+///
+/// # Errors
+/// When one isn't what the manifest says.
+pub(crate) async fn small_files(table: &Table, folder: &str) -> Result<BTreeMap<String, Vec<u8>>, Failure> {
+    let mut files = BTreeMap::new();
+    for name in [FILE].into_iter().chain(CHAT) {
+        let blob = format!("{folder}/{name}");
+        if table.manifest().blobs.iter().any(|other| other.name == blob) {
+            files.insert(name.to_owned(), table.blob(&blob).await?.to_vec());
+        }
+    }
+    Ok(files)
 }
 
 /// Trains on the column `text`, which streams through a bounded channel to the thread that counts words.
@@ -156,22 +211,40 @@ pub(crate) fn fields() -> Vec<Field> {
     ]
 }
 
-/// Writes a tokenizer as an output: its file, and its row, which is the same wherever the file is the same.
+/// Writes the tokenizer among a checkpoint's small files as an output: its file, its chat template if there is one, and its row,
+/// which is the same wherever they are the same.
 ///
 /// # Errors
 /// When it isn't a tokenizer, or can't be written.
-pub(crate) async fn put(context: &mut TaskContext, output: &str, json: &[u8]) -> Result<(), Failure> {
+pub(crate) async fn put(context: &mut TaskContext, output: &str, files: &BTreeMap<String, Vec<u8>>) -> Result<(), Failure> {
+    let json = files.get(FILE).ok_or_else(|| Failure::bug("a checkpoint without a tokenizer"))?;
     let tokenizer = ingrain_student::Tokenizer::from_json(json).map_err(failure)?;
+    let mut kept = vec![(FILE, json)];
+    if ChatTemplate::of(files).is_ok_and(|template| template.is_some()) {
+        kept.extend(CHAT.into_iter().filter_map(|name| Some((name, files.get(name)?))));
+    }
     let folder = context.scratch().join("tokenizer");
     tokio::fs::create_dir_all(&folder).await?;
-    tokio::fs::write(folder.join(FILE), json).await?;
+    for (name, content) in &kept {
+        tokio::fs::write(folder.join(name), content).await?;
+    }
     context.put_folder(output, FOLDER, &folder).await?;
-    let row = row(context.schema(output)?, json, tokenizer.vocabulary())?;
+    let row = row(context.schema(output)?, &kept, tokenizer.vocabulary())?;
     context.write(output, row).await
 }
 
-fn row(schema: SchemaRef, json: &[u8], vocabulary: usize) -> Result<RecordBatch, Failure> {
-    let digest = blake3::hash(json).to_hex().to_string();
+fn row(schema: SchemaRef, files: &[(&str, &Vec<u8>)], vocabulary: usize) -> Result<RecordBatch, Failure> {
+    let digest = match files {
+        [(_, json)] => blake3::hash(json),
+        files => {
+            let mut all = blake3::Hasher::new();
+            for (name, content) in files {
+                all.update(name.as_bytes()).update(&[0]).update(blake3::hash(content).as_bytes());
+            }
+            all.finalize()
+        }
+    };
+    let digest = digest.to_hex().to_string();
     let vocabulary = i32::try_from(vocabulary).map_err(|_| Failure::data(format!("a tokenizer of {vocabulary} tokens")))?;
     let columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from(vec![key::row_id("tokenizer", 0, &[&digest], 0, 0)])),
@@ -211,9 +284,16 @@ mod tests {
     #[test]
     fn a_row_is_that_of_its_file() {
         let schema: SchemaRef = Arc::new(Schema::new(fields()));
-        let one = row(schema.clone(), b"{}", 300).unwrap();
-        assert_eq!(one, row(schema.clone(), b"{}", 300).unwrap());
-        assert_ne!(texts(&one, "row_id").unwrap(), texts(&row(schema, b"{} ", 300).unwrap(), "row_id").unwrap());
+        let row = |files: &[(&str, &str)]| {
+            let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(name, text)| (*name, text.as_bytes().to_vec())).collect();
+            row(schema.clone(), &files.iter().map(|(name, content)| (*name, content)).collect::<Vec<_>>(), 300).unwrap()
+        };
+        let one = row(&[(FILE, "{}")]);
+        assert_eq!(one, row(&[(FILE, "{}")]));
+        assert_eq!(texts(&one, "digest").unwrap().value(0), blake3::hash(b"{}").to_hex().as_str());
+        for other in [&[(FILE, "{} ")][..], &[(FILE, "{}"), (TEMPLATE, "a")], &[(FILE, "{}"), (TEMPLATE, "b")]] {
+            assert_ne!(texts(&one, "row_id").unwrap(), texts(&row(other), "row_id").unwrap());
+        }
         assert_eq!(texts(&one, "uri").unwrap().value(0), "tokenizer/tokenizer.json");
     }
 

@@ -42,7 +42,7 @@ type Values = &'static [(&'static str, &'static str)];
 /// Stages of each operator, and for each of its fields another value.
 const STAGES: &[(&str, &str, Values)] = &[
     ("read", "path: docs/*.md", &[("format", "text"), ("columns", "{ text: body }")]),
-    ("tokenizer", "from: documents, vocabulary: 300", &[("vocabulary", "301")]),
+    ("tokenizer", "from: documents, vocabulary: 300", &[("vocabulary", "301"), ("chat_template", "one.jinja")]),
     ("tokenizer", "path: one.json", &[("path", "two.json")]),
     ("chunk", "from: documents, max_characters: 100", &[("max_characters", "101"), ("overlap_characters", "5")]),
     (
@@ -92,7 +92,11 @@ const STAGES: &[(&str, &str, Values)] = &[
         &[("query", "\"select title, doc_id from d\""), ("key", "[doc_id, title]")],
     ),
     ("diversity", "from: [documents, rewrites]", &[("column", "doc_id"), ("token_budget", "50"), ("embedder", "first")]),
-    ("mix", "from: { sources: [qa, rewrites], tokenizer: words }", &[("weights", "[1, 2]"), ("tokens", "1000")]),
+    (
+        "mix",
+        "from: { sources: [qa, rewrites], tokenizer: words }",
+        &[("weights", "[1, 2]"), ("tokens", "1000"), ("render", "chat")],
+    ),
     (
         "train",
         "from: { mixture: mixture, base: base }",
@@ -130,7 +134,7 @@ const STAGES: &[(&str, &str, Values)] = &[
             ("tolerance", "0.01"),
         ],
     ),
-    ("evaluate", "from: { questions: exam, model: base }", &[("method", "generate")]),
+    ("evaluate", "from: { questions: exam, model: base }", &[("method", "generate"), ("render", "chat")]),
     (
         "compare",
         "from: [before.predictions, after.predictions]",
@@ -152,13 +156,7 @@ const STAGES: &[(&str, &str, Values)] = &[
 ];
 
 /// Fields that have one value only, and those that stay out of keys with a reason of their own.
-const ONE_VALUE: &[(&str, &str)] = &[
-    ("checkpoint", "preset"),
-    ("synthesize_qa", "avoid_repeats"),
-    ("rewrite", "strategy"),
-    ("mix", "render"),
-    ("evaluate", "render"),
-];
+const ONE_VALUE: &[(&str, &str)] = &[("checkpoint", "preset"), ("synthesize_qa", "avoid_repeats"), ("rewrite", "strategy")];
 
 fn project() -> Project {
     let project = Project::new();

@@ -67,7 +67,7 @@ impl Task for Take {
         let files = Files::of(&self.path, context.source())?;
         let mut small = BTreeMap::new();
         for (name, file) in files.small() {
-            small.insert(name.clone(), context.open(file).await?);
+            small.insert(name.clone(), Vec::from(context.open(file).await?));
         }
         let config = small.get(CONFIG).ok_or_else(|| files.missing(CONFIG))?;
         let architecture = Architecture::from_json(config).map_err(|error| failure(error.into()))?;
@@ -112,7 +112,7 @@ impl Task for Take {
             loss: None,
         };
         context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
-        tokenizer::put(context, TOKENIZER, &json).await
+        tokenizer::put(context, TOKENIZER, &small).await
     }
 }
 

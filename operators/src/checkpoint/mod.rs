@@ -124,11 +124,13 @@ struct Make(Checkpoint);
 impl Task for Make {
     async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
         let preset = self.0.preset.ok_or_else(|| Failure::bug("a checkpoint without a preset"))?;
-        let json = context.table(TOKENIZER)?.blob(&format!("{TOKENIZER_FOLDER}/{FILE}")).await?;
-        let tokenizer = ingrain_student::Tokenizer::from_json(&json).map_err(tokenizer::failure)?;
+        let files = tokenizer::small_files(context.table(TOKENIZER)?, TOKENIZER_FOLDER).await?;
+        let json = files.get(FILE).ok_or_else(|| Failure::data(format!("no `{FILE}` at the port `{TOKENIZER}`")))?;
+        let tokenizer = ingrain_student::Tokenizer::from_json(json).map_err(tokenizer::failure)?;
         let architecture = preset.architecture(tokenizer.vocabulary());
         let weights = Random::new(&architecture, context.seed);
-        let checkpoint = ingrain_student::Checkpoint::new(architecture, weights, &json).map_err(failure)?;
+        let mut checkpoint = ingrain_student::Checkpoint::new(architecture, weights, json).map_err(failure)?;
+        checkpoint.files.extend(files);
         let digest = put_files(context, &checkpoint).await?;
         let row = Row {
             row_id: Origin::Random.row_id(&digest),
@@ -140,7 +142,7 @@ impl Task for Make {
             loss: None,
         };
         context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
-        tokenizer::put(context, TOKENIZER, &json).await
+        tokenizer::put(context, TOKENIZER, &checkpoint.files).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ingrain_engine::failure::Failure;
-use ingrain_student::{Checkpoint, Device, Generation, Scorer, Tokenizer, TokenizerError};
+use ingrain_student::{ChatError, Checkpoint, Device, Generation, Scorer, Tokenizer, TokenizerError, end_ids};
 
 use super::{
     answer::{exact_match, last_option, last_words, token_f1},
@@ -11,7 +11,10 @@ use super::{
     prediction::Prediction,
     question::Question,
 };
-use crate::{rejects::Reject, render};
+use crate::{
+    rejects::Reject,
+    render::{self, Chat, Render},
+};
 
 pub(super) type Ids = Vec<u32>;
 
@@ -25,8 +28,10 @@ pub(super) struct Examiner {
     pub(super) tokenizer: Tokenizer,
     /// The longest text that the model is made for, in tokens.
     limit: usize,
-    /// The prompt of an empty question.
-    pub(super) blind: Ids,
+    /// The chat template, where questions are put into one.
+    chat: Option<Chat>,
+    /// Tokens that end an answer.
+    ends: Ids,
 }
 
 /// How a model writes answers.
@@ -43,29 +48,62 @@ pub(super) struct Writing {
 
 impl Examiner {
     /// Reads a checkpoint and copies it to a device.
-    pub(super) fn load(folder: &Path, device: &str) -> Result<Self, Failure> {
+    pub(super) fn load(folder: &Path, device: &str, render: Render) -> Result<Self, Failure> {
         let checkpoint = Checkpoint::read(folder).map_err(|error| Failure::data(error.to_string()))?;
         let device = Device::resolve(device).map_err(|error| Failure::external(error.to_string()))?;
-        Self::new(&checkpoint, &device)
+        Self::new(&checkpoint, &device, render)
     }
 
     /// A checkpoint on a device.
-    fn new(checkpoint: &Checkpoint, device: &Device) -> Result<Self, Failure> {
+    fn new(checkpoint: &Checkpoint, device: &Device, render: Render) -> Result<Self, Failure> {
         let tokenizer = checkpoint.tokenizer().map_err(|error| Failure::data(error.to_string()))?;
+        let mut ends =
+            end_ids(&checkpoint.architecture, &checkpoint.files, &tokenizer).map_err(|error| Failure::data(error.to_string()))?;
+        let chat = match render {
+            Render::Qa => None,
+            Render::Chat => Some(Chat::of(&checkpoint.files, tokenizer.clone())?),
+        };
+        if let Some(chat) = &chat {
+            ends.push(chat.end_id().map_err(|error| Failure::data(error.to_string()))?);
+        }
         let scorer = Scorer::new(&checkpoint.architecture, &*checkpoint.weights, device);
         let scorer = scorer.map_err(|error| Failure::external(error.to_string()))?;
-        let blind = prompt(&tokenizer, &render::prompt("")).map_err(|error| Failure::data(error.to_string()))?;
-        Ok(Self { scorer, tokenizer, limit: checkpoint.architecture.max_position_embeddings, blind })
+        Ok(Self { scorer, tokenizer, limit: checkpoint.architecture.max_position_embeddings, chat, ends })
     }
 
     /// What stands before the answer: the contexts, and the question in the form of training.
-    pub(super) fn asked(&self, question: &Question) -> Result<Ids, TokenizerError> {
-        let asked = render::prompt(&question.question);
-        let asked = match question.context() {
-            Some(context) => format!("{context}\n\n{asked}"),
-            None => asked,
+    pub(super) fn asked(&self, question: &Question) -> Result<Ids, ChatError> {
+        let asked = self.text(&question.question, question.context());
+        match &self.chat {
+            Some(chat) => chat.asked(&asked),
+            None => Ok(prompt(&self.tokenizer, &asked)?),
+        }
+    }
+
+    /// A question as text, behind its contexts.
+    fn text(&self, question: &str, context: Option<String>) -> String {
+        let question = match &self.chat {
+            Some(_) => question.to_owned(),
+            None => render::prompt(question),
         };
-        prompt(&self.tokenizer, &asked)
+        match context {
+            Some(context) => format!("{context}\n\n{question}"),
+            None => question,
+        }
+    }
+
+    /// For each of some answers, what stands before it, and its tokens; of a question behind its contexts, or of an empty one.
+    pub(super) fn answered(&self, question: Option<&Question>, answers: &[&str]) -> Result<Vec<(Ids, Ids)>, ChatError> {
+        let asked = match question {
+            Some(question) => self.text(&question.question, question.context()),
+            None => self.text("", None),
+        };
+        if let Some(chat) = &self.chat {
+            return answers.iter().map(|answer| chat.answered(&asked, answer)).collect();
+        }
+        let asked = prompt(&self.tokenizer, &asked)?;
+        // The space belongs to the answer's first word, as it does where text is encoded whole.
+        answers.iter().map(|answer| Ok((asked.clone(), self.tokenizer.encode(&format!(" {answer}"))?))).collect()
     }
 
     /// Refuses a text that is longer than the model is made for.
@@ -100,7 +138,7 @@ impl Examiner {
         let how = Generation {
             temperature: writing.temperature,
             seed: writing.seed,
-            ..Generation::greedy(writing.max_output_tokens, vec![self.tokenizer.end_id()])
+            ..Generation::greedy(writing.max_output_tokens, self.ends.clone())
         };
         let texts = self.scorer.generate(&prompts, &how).map_err(|error| Failure::external(error.to_string()))?;
         let mut texts = texts.into_iter();
@@ -177,7 +215,7 @@ pub(super) mod tests {
     use super::*;
     use crate::evaluate::question::Context;
 
-    pub(in crate::evaluate) fn examiner() -> Examiner {
+    pub(in crate::evaluate) fn examiner_by(render: Render) -> Examiner {
         let texts = ["Question: Who keeps the light?\nAnswer: Lotte Amsel keeps the light.", "Hanne Drost sold the old boat."];
         let trained = tokenizer::train(texts.iter(), 270).unwrap();
         let architecture = Preset::Tiny.architecture(270);
@@ -186,8 +224,17 @@ pub(super) mod tests {
         for tensor in weights.tensors.values_mut().filter(|tensor| tensor.shape.len() == 2) {
             tensor.values.iter_mut().for_each(|value| *value *= 8.0);
         }
-        let checkpoint = Checkpoint::new(architecture, weights, trained.json.as_bytes()).unwrap();
-        Examiner::new(&checkpoint, &Device::Cpu).unwrap()
+        let mut checkpoint = Checkpoint::new(architecture, weights, trained.json.as_bytes()).unwrap();
+        if render == Render::Chat {
+            let template = "{% for m in messages %}<|begin|>{{ m.role }}: {{ m.content }}<|pad|>{% endfor %}\
+                            {% if add_generation_prompt %}<|begin|>assistant: {% endif %}";
+            checkpoint.files.insert("chat_template.jinja".into(), template.into());
+        }
+        Examiner::new(&checkpoint, &Device::Cpu, render).unwrap()
+    }
+
+    pub(in crate::evaluate) fn examiner() -> Examiner {
+        examiner_by(Render::Qa)
     }
 
     fn question(options: &[&str]) -> Question {

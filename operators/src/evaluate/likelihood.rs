@@ -1,7 +1,7 @@
 //! Questions answered by the probabilities that a model gives to the options.
 
 use ingrain_engine::failure::Failure;
-use ingrain_student::TokenizerError;
+use ingrain_student::ChatError;
 use serde_json::json;
 
 use super::{
@@ -70,16 +70,12 @@ impl Examiner {
 
     /// What has to be scored for a question: each option after the prompt, and each after the prompt of an empty question;
     /// or only the answer after the prompt.
-    fn texts(&self, question: &Question) -> Result<(Vec<Text>, Vec<Text>), TokenizerError> {
-        let asked = self.asked(question)?;
-        // The space belongs to the answer's first word, as it does where text is encoded whole.
-        let answer = |text: &str| self.tokenizer.encode(&format!(" {text}"));
+    fn texts(&self, question: &Question) -> Result<(Vec<Text>, Vec<Text>), ChatError> {
         if question.options.is_empty() {
-            return Ok((vec![(asked, answer(&question.answer)?)], Vec::new()));
+            return Ok((self.answered(Some(question), &[&question.answer])?, Vec::new()));
         }
-        let options = question.options.iter().map(|option| answer(option)).collect::<Result<Vec<Ids>, _>>()?;
-        let behind = |prompt: &Ids| options.iter().map(|option| (prompt.clone(), option.clone())).collect();
-        Ok((behind(&asked), behind(&self.blind)))
+        let options: Vec<&str> = question.options.iter().map(String::as_str).collect();
+        Ok((self.answered(Some(question), &options)?, self.answered(None, &options)?))
     }
 }
 
@@ -144,7 +140,13 @@ fn prediction(question: &Question, scores: &[Score]) -> Prediction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{examiner::tests::examiner, question::Context};
+    use crate::{
+        evaluate::{
+            examiner::tests::{examiner, examiner_by},
+            question::Context,
+        },
+        render::Render,
+    };
 
     fn question(options: &[&str], answer: &str) -> Question {
         Question {
@@ -204,6 +206,24 @@ mod tests {
         let tokens = texts[0].1.len() as i32;
         assert_eq!((found[1].answer_tokens, found[1].correct, found[1].prediction.as_deref()), (Some(tokens), None, None));
         assert!(found[1].score.unwrap() < 0.0);
+    }
+
+    #[test]
+    fn a_model_is_asked_in_its_chat_template() {
+        let mut examiner = examiner_by(Render::Chat);
+        let mut closed = question(&["Lotte Amsel", "Hanne <|pad|>"], "Lotte Amsel");
+        closed.contexts = vec![Context { title: None, text: "A light.".into(), ids: vec![] }];
+        let (texts, blind) = examiner.texts(&closed).unwrap();
+        let tokenizer = &examiner.tokenizer;
+        let whole = |(prompt, option): &Text| tokenizer.decode(&[prompt.as_slice(), option].concat()).unwrap();
+        assert_eq!(whole(&texts[1]), "user: A light.\n\nWho keeps the light?assistant: Hanne <|pad|>");
+        assert_eq!(whole(&blind[0]), "user: assistant: Lotte Amsel");
+        assert_eq!(tokenizer.decode(&texts[0].1).unwrap(), "Lotte Amsel");
+        let special = texts[1].0.iter().chain(&texts[1].1).filter(|id| tokenizer.is_special(**id)).count();
+        assert_eq!(special, 3, "two turns begin, and one has ended");
+        assert_eq!(texts[0].0, examiner.asked(&closed).unwrap());
+        let found = examiner.predictions(&[closed]).unwrap();
+        assert!(found[0].0.score.is_some_and(|score| score.abs() > 1e-4));
     }
 
     #[test]

@@ -74,15 +74,16 @@ pub enum Method {
 /// front, best last, each under its title. An option's score is log P(option | prompt) - log P(option | the prompt of an
 /// empty question), summed over the option's tokens: what the question adds, so that an option isn't chosen for being
 /// common. The option with the highest score is the prediction; of equal ones the first. Open-ended questions are scored by
-/// log P(answer | prompt).
+/// log P(answer | prompt). With `render: chat` contexts and question are the user's turn in the checkpoint's chat template, and
+/// what ends the answer there isn't scored.
 ///
 /// **generate** with a `reader`. The model is asked to explain and to end in a line `Answer: …`. For multiple choice that line
 /// holds the option's letter or its text. Open-ended answers are compared with `answer` and every one of `answers`, after
 /// lower-casing and without punctuation and articles, as SQuAD does. An answer without such a line, a refusal and an answer
 /// that is cut count as wrong; the last two are listed in `rejects`, too.
 ///
-/// **generate** with a `model`. The prompt is that of likelihood, and the model goes on from it until its end token, as it was
-/// trained to: an explanation that ends in the answer. So an open-ended answer is right if what was written ends in it, and
+/// **generate** with a `model`. The prompt is that of likelihood, and the model goes on from it until its end token (or another
+/// that the checkpoint or its template names as an end), as it was trained to: an explanation that ends in the answer. So an open-ended answer is right if what was written ends in it, and
 /// its F1 is that of as many last words as the right answer has. Options are not shown: the choice is the option that stands
 /// last in what was written, or no option.
 ///
@@ -145,7 +146,8 @@ pub struct Evaluate {
     /// aren't known.
     #[serde(default)]
     pub method: Option<Method>,
-    /// How questions become text for a `model`: `qa`. (`chat` is not built yet.) Use the one that the mixture was made with.
+    /// How questions become text for a `model`: `qa`, or `chat`, the checkpoint's chat template. Use the one that the mixture was
+    /// made with. Default: `qa`.
     #[serde(default)]
     pub render: Render,
     /// Splits every figure by a column of the questions, or by a field of their `metadata`, beside the figure over all:
@@ -218,8 +220,11 @@ impl Operator for Evaluate {
                     .hint("`method: generate`, or leave `tolerance` out"),
             );
         }
-        if self.render == Render::Chat {
-            mistakes.push(Invalid::new("/render", "`chat` is not built yet").hint("`qa` is"));
+        if self.render == Render::Chat && self.reader.is_some() {
+            mistakes.push(
+                Invalid::new("/render", "`chat` is for a `model`: a `reader` is asked in its own chat template")
+                    .hint("leave `render` out"),
+            );
         }
         if self.resamples == 0 {
             mistakes.push(Invalid::new("/resamples", "an interval needs resamples").hint("leave it out for 1,000"));
@@ -378,9 +383,10 @@ impl Evaluate {
             seed: context.seed,
             tolerance: self.tolerance,
         });
+        let render = self.render;
         // A model stays on the thread that loaded it.
         blocking(move || {
-            let mut examiner = Examiner::load(&folder, &device)?;
+            let mut examiner = Examiner::load(&folder, &device, render)?;
             let mut examined = Vec::with_capacity(questions.len());
             for some in questions.chunks(AT_ONCE) {
                 examined.extend(match writing {

@@ -44,7 +44,9 @@ fn exactly_one_model_and_a_method_that_it_can_be_asked_by() {
     assert_eq!(bind(json!({ "reader": "r" }), true), Err(vec!["/reader".to_owned()]));
     assert_eq!(bind(json!({ "reader": "r", "method": "likelihood" }), false), Err(vec!["/method".to_owned()]));
     assert_eq!(bind(json!({ "method": "generate" }), true), Ok(2));
-    assert_eq!(bind(json!({ "by": "distractors", "render": "chat" }), true), Err(vec!["/render".into(), "/by".into()]));
+    assert_eq!(bind(json!({ "by": "distractors" }), true), Err(vec!["/by".into()]));
+    assert_eq!(bind(json!({ "render": "chat" }), true), Ok(2));
+    assert_eq!(bind(json!({ "render": "chat", "reader": "r" }), false), Err(vec!["/render".into()]));
     assert_eq!(evaluate(json!({})).resource(), Resource::Device);
     assert_eq!(evaluate(json!({ "reader": "r" })).models(), [("reader", "r".to_owned())]);
     assert_eq!(bind(json!({ "tolerance": 0.01 }), true), Err(vec!["/tolerance".to_owned()]));

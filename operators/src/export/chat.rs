@@ -14,7 +14,7 @@ use crate::{
 pub(super) enum Conversation {
     /// `question`, `answer` and perhaps `explanation`.
     Questions,
-    /// `text` that begins with `prompt`, or is all the assistant's where that is null.
+    /// `messages`, or `text` that begins with `prompt`, or is all the assistant's where that is null.
     Mixture,
     /// `text` alone.
     Texts,
@@ -50,6 +50,11 @@ impl Conversation {
                 vec![message("user", optional_text(batch, "question", row)?.unwrap_or_default()), message("assistant", &said)]
             }
             Self::Mixture => {
+                if let Some(turns) = optional_text(batch, "messages", row)? {
+                    let messages: Value = serde_json::from_str(turns)
+                        .map_err(|error| Failure::data(format!("`messages` holds no conversation: {error}")))?;
+                    return Ok(json!({ "row_id": text(batch, "row_id")?.value(row), "messages": messages }));
+                }
                 let text = optional_text(batch, "text", row)?.unwrap_or_default();
                 match optional_text(batch, "prompt", row)? {
                     Some(prompt) => {
@@ -96,6 +101,15 @@ mod tests {
         let prompt = render::prompt("Who?");
         let text = format!("{prompt} She founded it. Ida Brandt");
         assert_eq!(messages(&[("prompt", Some(&prompt)), ("text", Some(&text))]), said);
+    }
+
+    #[test]
+    fn turns_stay_what_they_were() {
+        let turns = json!([{ "role": "user", "content": "Who?" }, { "role": "assistant", "content": "Ida" }]);
+        let kept = turns.to_string();
+        assert_eq!(messages(&[("prompt", Some("<u>Who?")), ("text", Some("<u>Who?<a>Ida")), ("messages", Some(&kept))]), turns);
+        let document = [("prompt", None), ("text", Some("A text.")), ("messages", None)];
+        assert_eq!(messages(&document), json!([{ "role": "assistant", "content": "A text." }]));
     }
 
     #[test]

@@ -30,7 +30,8 @@ use self::{
 use crate::{
     columns::{blocking, is_text, optional_text, text},
     rejects::{Reject, Rejects},
-    render::{self, Render},
+    render::{self, Chat, Render},
+    tokenizer,
 };
 
 const SOURCES: &str = "sources";
@@ -48,7 +49,9 @@ pub const TYPE: OperatorType = OperatorType::of::<Mix>("mix", 1);
 /// budget asks for (`repeat` says how often), and a change in one source leaves the order of the others alone.
 ///
 /// A question with its answer becomes text as `render` says; of a document, chunk or rewrite the `text` is taken as it
-/// is. Rows without text are rejected; for `min_yield`, each row of a source that has a weight counts once.
+/// is. With `render: chat` a question is put into the chat template that lies beside the tokenizer, as the user's turn, and the
+/// answer is the assistant's; the template's special tokens are tokens, and their names in a question or an answer are text. Rows
+/// that the template refuses are rejected (`template`). Rows without text are rejected; for `min_yield`, each row of a source that has a weight counts once.
 ///
 /// # Ports
 /// - `sources`: one or several tables, either with `question` and `answer` (and `explanation`) or with `text`. `doc_id` is
@@ -59,8 +62,9 @@ pub const TYPE: OperatorType = OperatorType::of::<Mix>("mix", 1);
 /// # Outputs
 /// - default: the mixture in its order: `kind` (`qa` or `document`), `doc_id`, `prompt` (what of the text stands before
 ///   the answer, up to `Answer:`; null for documents), `text` (all of it, prompt included), `token_count` (as packed: with
-///   the begin token, if the tokenizer has one, and the end token), `source` (its place in the list, from 0), `repeat`
-///   (from 0), `position` (from 0). `parent_id` is the row of the source.
+///   the begin token, if the tokenizer has one, and the end token; with the template's tokens and no others), `source` (its
+///   place in the list, from 0), `repeat` (from 0), `position` (from 0). `parent_id` is the row of the source. With `render:
+///   chat` also `messages`: the turns as JSON, which is what `train` encodes; null for documents.
 ///
 /// # Memory
 /// 40 bytes a row of the sources and 32 more while a repeat is sorted. Texts lie in a temporary file of about their size.
@@ -84,7 +88,8 @@ pub struct Mix {
     /// least, so that the one that is largest for its weight comes exactly once.
     #[serde(default)]
     pub tokens: Option<Size>,
-    /// How a question and its answer become text: `qa`. (`chat` is not built yet.)
+    /// How a question and its answer become text: `qa` (`Question: …`, a new line, `Answer: …`), or `chat`, the chat template beside
+    /// the tokenizer. Default: `qa`.
     #[serde(default)]
     pub render: Render,
 }
@@ -117,9 +122,6 @@ impl Operator for Mix {
         if self.tokens == Some(Size(0)) {
             mistakes.push(Invalid::new("/tokens", "a mixture of 0 tokens has no rows").hint("leave `tokens` out for one pass"));
         }
-        if self.render == Render::Chat {
-            mistakes.push(Invalid::new("/render", "`chat` is not built yet").hint("`qa` is"));
-        }
         if inputs.first(REPLAY).is_some() {
             mistakes.push(
                 Invalid::new(&format!("/from/{REPLAY}"), "replay is not built yet")
@@ -127,7 +129,7 @@ impl Operator for Mix {
             );
         }
         match mistakes.is_empty() {
-            true => Ok(vec![Output::new(DEFAULT_OUTPUT, fields())]),
+            true => Ok(vec![Output::new(DEFAULT_OUTPUT, fields(self.render))]),
             false => Err(mistakes),
         }
     }
@@ -188,8 +190,8 @@ fn columns(schema: &Schema) -> Option<Kind> {
     }
 }
 
-fn fields() -> Vec<Field> {
-    vec![
+fn fields(render: Render) -> Vec<Field> {
+    let mut fields = vec![
         Field::new("row_id", DataType::Utf8, false),
         Field::new("parent_id", DataType::Utf8, false),
         Field::new("kind", DataType::Utf8, false),
@@ -200,7 +202,19 @@ fn fields() -> Vec<Field> {
         Field::new("source", DataType::Int32, false),
         Field::new("repeat", DataType::Int32, false),
         Field::new("position", DataType::Int64, false),
-    ]
+    ];
+    if render == Render::Chat {
+        fields.push(Field::new("messages", DataType::Utf8, true));
+    }
+    fields
+}
+
+/// How rows become text and tokens.
+#[derive(Debug, Clone)]
+struct Form {
+    tokenizer: Tokenizer,
+    /// The chat template, where questions are put into one.
+    chat: Option<Chat>,
 }
 
 #[derive(Debug)]
@@ -212,8 +226,14 @@ struct Mixing {
 #[async_trait]
 impl Task for Mixing {
     async fn run(&self, context: &mut TaskContext) -> Result<(), Failure> {
-        let json = context.table(TOKENIZER)?.blob("tokenizer/tokenizer.json").await?;
-        let tokenizer = Tokenizer::from_json(&json).map_err(|error| Failure::data(error.to_string()))?;
+        let files = tokenizer::small_files(context.table(TOKENIZER)?, tokenizer::FOLDER).await?;
+        let json = files.get(tokenizer::FILE).ok_or_else(|| Failure::data("no `tokenizer.json` at the port `tokenizer`"))?;
+        let tokenizer = Tokenizer::from_json(json).map_err(|error| Failure::data(error.to_string()))?;
+        let chat = match self.config.render {
+            Render::Qa => None,
+            Render::Chat => Some(Chat::of(&files, tokenizer.clone())?),
+        };
+        let form = Form { tokenizer, chat };
         let tables = context.tables(SOURCES).to_vec();
         let weights = self.config.integer_weights(tables.len()).map_err(|wrong| Failure::bug(wrong.message))?;
         let mut spool = Spool::create(&context.scratch().join("rows"))?;
@@ -226,9 +246,9 @@ impl Task for Mixing {
             let mut batches = table.stream().await?;
             while let Some(batch) = batches.try_next().await? {
                 context.count_units(batch.num_rows() as u64);
-                let tokenizer = tokenizer.clone();
+                let form = form.clone();
                 let (back, spooled, rejects) = blocking(move || {
-                    let rejects = read.add(&batch, &tokenizer, &mut spool)?;
+                    let rejects = read.add(&batch, &form, &mut spool)?;
                     Ok::<_, Failure>((read, spool, rejects))
                 })
                 .await??;
@@ -273,8 +293,8 @@ struct Read {
 
 impl Read {
     /// Renders and counts the rows of a batch, and gives those without text as rejects.
-    fn add(&mut self, batch: &RecordBatch, tokenizer: &Tokenizer, spool: &mut Spool) -> Result<Option<RecordBatch>, Failure> {
-        let rows = (0..batch.num_rows()).into_par_iter().map(|row| rendered(batch, row, self.kind, tokenizer));
+    fn add(&mut self, batch: &RecordBatch, form: &Form, spool: &mut Spool) -> Result<Option<RecordBatch>, Failure> {
+        let rows = (0..batch.num_rows()).into_par_iter().map(|row| rendered(batch, row, self.kind, form));
         let rows: Vec<Result<(Rendered, u32), Reject>> = rows.collect::<Result<_, Failure>>()?;
         let ids = text(batch, "row_id")?;
         let mut rejects = Rejects::default();
@@ -301,19 +321,33 @@ impl Read {
 }
 
 /// The text of a row with its tokens as packed.
-fn rendered(
-    batch: &RecordBatch,
-    row: usize,
-    kind: Kind,
-    tokenizer: &Tokenizer,
-) -> Result<Result<(Rendered, u32), Reject>, Failure> {
+fn rendered(batch: &RecordBatch, row: usize, kind: Kind, form: &Form) -> Result<Result<(Rendered, u32), Reject>, Failure> {
+    let Form { tokenizer, chat } = form;
+    let row_id = text(batch, "row_id")?.value(row).to_owned();
+    let doc_id = optional_text(batch, "doc_id", row)?.map(str::to_owned);
+    let count = |tokens: usize| {
+        u32::try_from(tokens)
+            .ok()
+            .filter(|tokens| i32::try_from(*tokens).is_ok())
+            .ok_or_else(|| Failure::data(format!("row `{row_id}` has {tokens} tokens")).hint("chunk the documents first"))
+    };
     let cell = |name: &str| Ok::<_, Failure>(optional_text(batch, name, row)?.filter(|text| !text.trim().is_empty()));
     let (prompt, content) = match kind {
         Kind::Qa => match (cell("question")?, cell("answer")?) {
             (Some(question), Some(answer)) => {
+                let answer = render::completion(cell("explanation")?, answer);
+                if let Some(chat) = chat {
+                    return match chat.conversation(question.trim(), &answer) {
+                        Ok(render::Conversation { messages, text, prompt, tokens }) => {
+                            let tokens = count(tokens)?;
+                            let (prompt, messages) = (Some(prompt), Some(messages));
+                            Ok(Ok((Rendered { row_id, doc_id, prompt, messages, text }, tokens)))
+                        }
+                        Err(error) => Ok(Err(Reject::new("template", error.to_string()).raw(question))),
+                    };
+                }
                 let prompt = render::prompt(question);
-                let text = format!("{prompt} {}", render::completion(cell("explanation")?, answer));
-                (Some(prompt.len()), text)
+                (Some(prompt.len()), format!("{prompt} {answer}"))
             }
             (None, _) => return Ok(Err(Reject::new("empty", "no `question`"))),
             (_, None) => return Ok(Err(Reject::new("empty", "no `answer`"))),
@@ -323,13 +357,9 @@ fn rendered(
             None => return Ok(Err(Reject::new("empty", "no `text`"))),
         },
     };
-    let row_id = text(batch, "row_id")?.value(row).to_owned();
-    let count = tokenizer.count(&content).map_err(|error| Failure::data(format!("row `{row_id}`: {error}")))?;
-    let special = 1 + usize::from(tokenizer.begin_id().is_some());
-    let tokens = i32::try_from(count + special)
-        .map_err(|_| Failure::data(format!("row `{row_id}` has {count} tokens")).hint("chunk the documents first"))?;
-    let doc_id = optional_text(batch, "doc_id", row)?.map(str::to_owned);
-    Ok(Ok((Rendered { row_id, doc_id, prompt, text: content }, tokens as u32)))
+    let tokens = tokenizer.count(&content).map_err(|error| Failure::data(format!("row `{row_id}`: {error}")))?;
+    let tokens = count(tokens + 1 + usize::from(tokenizer.begin_id().is_some()))?;
+    Ok(Ok((Rendered { row_id, doc_id, prompt, messages: None, text: content }, tokens)))
 }
 
 /// The mixture while it is written.
@@ -348,6 +378,7 @@ impl Mixture {
         const BYTES: usize = 4 << 20;
         let mut texts = [(); 6].map(|()| StringBuilder::new());
         let [ids, parents, kinds, documents, prompts, contents] = &mut texts;
+        let mut messages = StringBuilder::new();
         let (mut counts, mut numbers, mut repeats) = (Int32Builder::new(), Int32Builder::new(), Int32Builder::new());
         let mut positions = Int64Builder::new();
         let mut bytes = 0;
@@ -361,6 +392,7 @@ impl Mixture {
             documents.append_option(rendered.doc_id.as_deref());
             prompts.append_option(rendered.prompt.and_then(|end| rendered.text.get(..end)));
             contents.append_value(&rendered.text);
+            messages.append_option(rendered.messages.as_deref());
             counts.append_value(tokens as i32);
             numbers.append_value(table.number as i32);
             repeats.append_value(repeat as i32);
@@ -374,6 +406,9 @@ impl Mixture {
         let mut columns: Vec<ArrayRef> = texts.iter_mut().map(|text| Arc::new(text.finish()) as ArrayRef).collect();
         columns.extend([counts, numbers, repeats].map(|mut ints| Arc::new(ints.finish()) as ArrayRef));
         columns.push(Arc::new(positions.finish()));
+        if self.schema.fields().len() > columns.len() {
+            columns.push(Arc::new(messages.finish()));
+        }
         Ok(Some(RecordBatch::try_new(self.schema.clone(), columns)?))
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Rendered {
     pub(crate) doc_id: Option<String>,
     /// The bytes of `text` that are the prompt, for a question with its answer.
     pub(crate) prompt: Option<usize>,
+    /// The turns of a conversation, as JSON.
+    pub(crate) messages: Option<String>,
     /// The whole text.
     pub(crate) text: String,
 }
@@ -91,6 +93,7 @@ mod tests {
                 row_id: format!("{n:032x}"),
                 doc_id: (n % 2 == 0).then(|| "a \"b\"\n".to_owned()),
                 prompt: (n % 3 == 0).then_some(4),
+                messages: (n % 5 == 0).then(|| "[]".to_owned()),
                 text: "Größe ".repeat(n),
             })
             .collect();

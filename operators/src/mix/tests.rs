@@ -36,8 +36,65 @@ fn inputs(sources: &[&[&str]]) -> Inputs {
 }
 
 #[test]
+fn a_question_in_a_chat_template_keeps_its_turns() {
+    let tokenizer = tokenizer();
+    let template = "{% for m in messages %}{% if 'sorry' in m.content %}{{ raise_exception('no excuses') }}{% endif %}\
+                    <|begin|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}\
+                    {% if add_generation_prompt %}<|begin|>assistant: {% endif %}";
+    let files = BTreeMap::from([("chat_template.jinja".to_owned(), template.as_bytes().to_vec())]);
+    let form = Form { chat: Some(Chat::of(&files, tokenizer.clone()).unwrap()), tokenizer: tokenizer.clone() };
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::create(&folder.path().join("rows")).unwrap();
+    let pairs = batch(&[
+        ("row_id", vec![Some("q0"), Some("q1"), Some("q2")]),
+        ("question", vec![Some(" Who <|end|>? "), Some("Who is sorry?"), Some("How many?")]),
+        ("answer", vec![Some("Ida"), Some("x"), Some("nine")]),
+    ]);
+    let documents = batch(&[("row_id", vec![Some("t0")]), ("text", vec![Some(TEXTS[0])])]);
+    let (mut tables, mut sources) = (Vec::new(), Vec::new());
+    for (number, rows) in [pairs, documents].into_iter().enumerate() {
+        let kind = columns(&rows.schema()).unwrap();
+        let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
+        if let Some(rejects) = read.add(&rows, &form, &mut spool).unwrap() {
+            let said = |name: &str| rejects.column_by_name(name).unwrap().as_string::<i32>().value(0).to_owned();
+            assert_eq!((rejects.num_rows(), said("reason").as_str()), (1, "template"));
+            assert!(said("detail").ends_with("no excuses"));
+        }
+        sources.push(Source { number: number as u32, weight: 1, rows: std::mem::take(&mut read.entries) });
+        tables.push(read);
+    }
+    let mut spooled = spool.finish().unwrap();
+    let schema = Arc::new(Schema::new(fields(Render::Chat)));
+    let mut mixture = Mixture { order: Order::new(sources, 7, None), tables, position: 0, schema };
+    let rows = mixture.batch(&mut spooled).unwrap().unwrap();
+    let texts = |name: &str| rows.column_by_name(name).unwrap().as_string::<i32>().clone();
+    let counts = rows.column_by_name("token_count").unwrap().as_primitive::<arrow::datatypes::Int32Type>();
+    let mut seen = 0;
+    for row in 0..rows.num_rows() {
+        match texts("parent_id").value(row) {
+            "q0" => {
+                assert_eq!(texts("text").value(row), "<|begin|>user: Who <|end|>?<|end|><|begin|>assistant: Ida<|end|>");
+                assert_eq!(texts("prompt").value(row), "<|begin|>user: Who <|end|>?<|end|><|begin|>assistant: ");
+                let turns = r#"[{"role":"user","content":"Who <|end|>?"},{"role":"assistant","content":"Ida"}]"#;
+                assert_eq!(texts("messages").value(row), turns);
+                let text = ["user: Who <|end|>?", "assistant: Ida"].map(|text| tokenizer.count(text).unwrap());
+                assert_eq!(counts.value(row) as usize, text.iter().sum::<usize>() + 4);
+                seen += 1;
+            }
+            "t0" => {
+                assert_eq!(texts("messages").iter().nth(row), Some(None));
+                assert_eq!(counts.value(row) as usize, tokenizer.count(TEXTS[0]).unwrap() + 2);
+            }
+            _ => {}
+        }
+    }
+    assert!(seen > 0);
+}
+
+#[test]
 fn rows_are_rendered_counted_and_written_in_order() {
     let tokenizer = tokenizer();
+    let form = Form { tokenizer: tokenizer.clone(), chat: None };
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::create(&folder.path().join("rows")).unwrap();
     let pairs = batch(&[
@@ -53,13 +110,13 @@ fn rows_are_rendered_counted_and_written_in_order() {
     for (number, (rows, refused)) in [(pairs, 1), (documents, 0)].into_iter().enumerate() {
         let kind = columns(&rows.schema()).unwrap();
         let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
-        let rejects = read.add(&rows, &tokenizer, &mut spool).unwrap();
+        let rejects = read.add(&rows, &form, &mut spool).unwrap();
         assert_eq!(rejects.map_or(0, |rejects| rejects.num_rows()), refused);
         sources.push(Source { number: number as u32, weight: 1, rows: std::mem::take(&mut read.entries) });
         tables.push(read);
     }
     let mut spooled = spool.finish().unwrap();
-    let schema = Arc::new(Schema::new(fields()));
+    let schema = Arc::new(Schema::new(fields(Render::Qa)));
     let mut mixture = Mixture { order: Order::new(sources, 7, Some(200)), tables, position: 0, schema };
     let rows = mixture.batch(&mut spooled).unwrap().unwrap();
     assert!(mixture.batch(&mut spooled).unwrap().is_none());
@@ -106,8 +163,10 @@ fn mistakes_are_named_at_their_fields() {
     assert_eq!(wrong(weights(&[1.0]), &[qa, text]), ["/weights: 1 weights for 2 sources"]);
     assert_eq!(wrong(weights(&[1.0, -1.0]), &[qa, text]), ["/weights/1: `-1` is no weight"]);
     assert_eq!(wrong(weights(&[0.0, 0.0]), &[qa, text]), ["/weights: all weights are 0"]);
-    let several = Mix { tokens: Some(Size(0)), render: Render::Chat, ..mix() };
-    assert_eq!(wrong(several, &[qa]), ["/tokens: a mixture of 0 tokens has no rows", "/render: `chat` is not built yet"]);
+    let several = Mix { tokens: Some(Size(0)), weights: Some(vec![]), ..mix() };
+    assert_eq!(wrong(several, &[qa]), ["/weights: 0 weights for 1 sources", "/tokens: a mixture of 0 tokens has no rows"]);
+    let chat = Mix { render: Render::Chat, ..mix() };
+    assert_eq!(chat.bind(&inputs(&[qa, text])).unwrap()[0].schema.fields().len(), 11);
 }
 
 #[test]

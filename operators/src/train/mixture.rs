@@ -1,7 +1,9 @@
 //! The rows of a mixture, as tokens.
 
+use std::collections::BTreeMap;
+
 use arrow::{
-    array::{Array, AsArray, RecordBatch},
+    array::{Array, AsArray, RecordBatch, StringArray},
     datatypes::Int64Type,
 };
 use futures::TryStreamExt;
@@ -9,11 +11,55 @@ use ingrain_engine::{
     failure::Failure,
     run::{Table, TaskContext},
 };
-use ingrain_student::{Row, Tokenizer};
+use ingrain_student::{Example, Row, Tokenizer};
 use rayon::prelude::*;
 
 use super::{LossOn, MIXTURE, Train, grouped};
-use crate::{teachers::texts, tokenizer::failure};
+use crate::{render::Chat, teachers::texts, tokenizer::failure};
+
+/// The column of a mixture that holds conversations.
+const MESSAGES: &str = "messages";
+
+/// How rows become tokens.
+#[derive(Debug, Clone)]
+pub(super) struct Form {
+    pub(super) tokenizer: Tokenizer,
+    /// The base's chat template, where the mixture has conversations.
+    pub(super) chat: Option<Chat>,
+    pub(super) loss_on: LossOn,
+}
+
+impl Form {
+    /// That of a training on `mixture` from a base with these small files.
+    ///
+    /// # Errors
+    /// When the mixture has conversations, and the base no chat template.
+    pub(super) fn new(
+        mixture: &Table,
+        files: &BTreeMap<String, Vec<u8>>,
+        tokenizer: Tokenizer,
+        loss_on: LossOn,
+    ) -> Result<Self, Failure> {
+        let chat = match mixture.schema().field_with_name(MESSAGES) {
+            Ok(_) => Some(Chat::of(files, tokenizer.clone())?),
+            Err(_) => None,
+        };
+        Ok(Self { tokenizer, chat, loss_on })
+    }
+
+    /// The tokens that end a row: the tokenizer's, and what ends an answer in the chat template.
+    ///
+    /// # Errors
+    /// When the template fails.
+    pub(super) fn ends(&self) -> Result<Vec<u32>, Failure> {
+        let mut ends = vec![self.tokenizer.end_id()];
+        if let Some(chat) = &self.chat {
+            ends.push(chat.end_id().map_err(|error| Failure::data(error.to_string()))?);
+            ends.dedup();
+        }
+        Ok(ends)
+    }
+}
 
 /// A row of the mixture.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,14 +74,14 @@ pub(super) struct Encoded {
 }
 
 /// Reads the mixture: rows to train on in the order of `position`, and rows held out.
-pub(super) async fn read(context: &TaskContext, tokenizer: &Tokenizer, config: &Train) -> Result<(Vec<Row>, Vec<Row>), Failure> {
+pub(super) async fn read(context: &TaskContext, form: &Form, config: &Train) -> Result<(Vec<Row>, Vec<Row>), Failure> {
     let mixture = context.table(MIXTURE)?;
     let total = grouped(mixture.rows());
     let say = |_: &RecordBatch, rows: usize| {
         context.counters.say(format!("{} of {total} rows read", grouped(rows as u64)));
         Ok(())
     };
-    let encoded = all(mixture, tokenizer, config.loss_on, say).await?;
+    let encoded = all(mixture, form, say).await?;
     if encoded.is_empty() {
         return Err(Failure::data("the mixture has no rows").hint("see what its sources gave with `show`"));
     }
@@ -46,15 +92,14 @@ pub(super) async fn read(context: &TaskContext, tokenizer: &Tokenizer, config: &
 /// Every row of a mixture as tokens, in the table's order; `each` sees every batch, and how many rows there are with it.
 pub(super) async fn all(
     mixture: &Table,
-    tokenizer: &Tokenizer,
-    loss_on: LossOn,
+    form: &Form,
     mut each: impl FnMut(&RecordBatch, usize) -> Result<(), Failure>,
 ) -> Result<Vec<Encoded>, Failure> {
     let mut batches = mixture.stream().await?;
     let mut encoded: Vec<Encoded> = Vec::with_capacity(usize::try_from(mixture.rows()).unwrap_or(0));
     while let Some(batch) = batches.try_next().await? {
-        let (tokenizer, of) = (tokenizer.clone(), batch.clone());
-        let rows = tokio::task::spawn_blocking(move || encode(&of, &tokenizer, loss_on)).await;
+        let (form, of) = (form.clone(), batch.clone());
+        let rows = tokio::task::spawn_blocking(move || encode(&of, &form)).await;
         let first = encoded.len();
         let rows = rows.map_err(|error| Failure::bug(error.to_string()))??;
         encoded.extend(rows.into_iter().map(|row| Encoded { number: first + row.number, ..row }));
@@ -68,24 +113,35 @@ pub(super) fn tokens(rows: Vec<Encoded>) -> Vec<Row> {
     rows.into_iter().map(|encoded| encoded.row).collect()
 }
 
-/// The rows of a batch as tokens.
-pub(super) fn encode(batch: &RecordBatch, tokenizer: &Tokenizer, loss_on: LossOn) -> Result<Vec<Encoded>, Failure> {
+/// The rows of a batch as tokens. A conversation is what the chat template makes of it, with no token before or behind it.
+pub(super) fn encode(batch: &RecordBatch, form: &Form) -> Result<Vec<Encoded>, Failure> {
+    let Form { tokenizer, chat, loss_on } = form;
+    let conversations: Option<(&StringArray, &Chat)> = match chat {
+        Some(chat) => Some((texts(batch, MESSAGES)?, chat)),
+        None => None,
+    };
     let (parents, prompts, bodies) = (texts(batch, "parent_id")?, texts(batch, "prompt")?, texts(batch, "text")?);
     let positions = batch.column_by_name("position").and_then(|column| column.as_primitive_opt::<Int64Type>());
     let positions = positions.ok_or_else(|| Failure::bug("no whole numbers in `position`"))?;
+    let encoded = |row: usize, tokens: Row| Encoded {
+        position: positions.value(row),
+        number: row,
+        lot: lot(parents.value(row)),
+        row: tokens,
+    };
     let row = |row: usize| {
+        if let Some((messages, chat)) = conversations.filter(|(messages, _)| messages.is_valid(row)) {
+            let Example { ids, prompt } = chat.example(messages.value(row))?;
+            let loss_from = if *loss_on == LossOn::Completion { prompt.max(1) } else { 1 };
+            return Ok(encoded(row, Row { ids, loss_from }));
+        }
         let ids = tokenizer.encode(bodies.value(row)).map_err(failure)?;
         let masked = match loss_on {
             LossOn::Completion if prompts.is_valid(row) => shared(&ids, &tokenizer.encode(prompts.value(row)).map_err(failure)?),
             LossOn::Completion | LossOn::All => 0,
         };
         let (prompt, completion) = ids.split_at(masked);
-        Ok(Encoded {
-            position: positions.value(row),
-            number: row,
-            lot: lot(parents.value(row)),
-            row: Row::completion(tokenizer.begin_id(), prompt, completion, tokenizer.end_id()),
-        })
+        Ok(encoded(row, Row::completion(tokenizer.begin_id(), prompt, completion, tokenizer.end_id())))
     };
     (0..batch.num_rows()).into_par_iter().map(row).collect()
 }

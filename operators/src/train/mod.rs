@@ -54,7 +54,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
 /// Trains a checkpoint on a mixture: all its weights, or an adapter beside them. A linear warm-up, then a cosine to 0.
 ///
 /// Rows are trained on in the mixture's order in the first epoch, and in orders of their own, by seed, in every later one.
-/// A row is the begin token (if the tokenizer has one), `text` and the end token, put whole into a sequence beside others
+/// A row is the begin token (if the tokenizer has one), `text` and the end token; one with `messages` is what the base's chat
+/// template makes of them, and no other token. It is put whole into a sequence beside others
 /// where it fits, cut where it is longer. The model sees where each row begins and ends: attention stays within a row, and positions count
 /// from its start. So packing decides what a step costs, and nothing else.
 ///
@@ -84,8 +85,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
 /// memory: 4 bytes each, and some 60 bytes a row.
 ///
 /// # Ports
-/// - `mixture`: `text`, `prompt` (what of the text stands before the answer, or null), `position`, `parent_id`, as `mix` gives
-///   them.
+/// - `mixture`: `text`, `prompt` (what of the text stands before the answer, or null), `position`, `parent_id`, and perhaps
+///   `messages`, as `mix` gives them.
 /// - `base`: the checkpoint to start from.
 ///
 /// # Outputs
@@ -329,7 +330,8 @@ impl Task for Learn {
             )));
         }
         let tokenizer = base.tokenizer().map_err(checkpoint::failure)?;
-        let (rows, heldout) = mixture::read(context, &tokenizer, &self.0).await?;
+        let form = mixture::Form::new(context.table(MIXTURE)?, &base.files, tokenizer.clone(), self.0.loss_on)?;
+        let (rows, heldout) = mixture::read(context, &form, &self.0).await?;
         let prompts = samples::prompts(&heldout, PROMPTS);
         let expected = samples::texts(&tokenizer, &prompts)?;
 
@@ -339,11 +341,7 @@ impl Task for Learn {
             architecture: base.architecture,
             weights: base.weights,
             rows,
-            watched: Watched {
-                heldout,
-                prompts: prompts.into_iter().map(|(prompt, _)| prompt).collect(),
-                stop: vec![tokenizer.end_id()],
-            },
+            watched: Watched { heldout, prompts: prompts.into_iter().map(|(prompt, _)| prompt).collect(), stop: form.ends()? },
             settings,
             seed: context.seed,
             progress: Some(Progress { folder: context.progress().to_path_buf(), every }),
@@ -374,8 +372,7 @@ impl Task for Learn {
             let digest = context.put_folder(ADAPTER, ADAPTER, &context.scratch().join(ADAPTER)).await?;
             context.write(ADAPTER, adapter_row(context.schema(ADAPTER)?, &start.row_id, digest, lora)?).await?;
         }
-        let json = files.get(tokenizer::FILE).ok_or_else(|| Failure::bug("a checkpoint without a tokenizer"))?;
-        tokenizer::put(context, TOKENIZER, json).await
+        tokenizer::put(context, TOKENIZER, &files).await
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Train, mixture};
 use crate::{
     checkpoint::{FOLDER, Start},
     columns::{blocking, text},
-    tokenizer::{FILE, failure},
+    tokenizer::{FILE, failure, small_files},
 };
 
 /// A training that was done, by what decided its order.
@@ -53,11 +53,13 @@ impl Training {
         let architecture = Architecture::from_json(text(described, "architecture")?.value(0).as_bytes())
             .map_err(|error| Failure::data(format!("the base's `architecture`: {error}")))?;
         let settings = config.settings(Start::of(&base)?.is_random, architecture.precision());
-        let json = self.base.blob(&format!("{FOLDER}/{FILE}")).await?;
-        let tokenizer = ingrain_student::checkpoint::tokenizer(&architecture, &json).map_err(failure)?;
+        let files = small_files(&self.base, FOLDER).await?;
+        let json = files.get(FILE).ok_or_else(|| Failure::data(format!("a base without `{FILE}`")))?;
+        let tokenizer = ingrain_student::checkpoint::tokenizer(&architecture, json).map_err(failure)?;
+        let form = mixture::Form::new(&self.mixture, &files, tokenizer, config.loss_on)?;
 
         let (mut names, mut first) = (HashMap::new(), 0);
-        let rows = mixture::all(&self.mixture, &tokenizer, config.loss_on, |batch, read| {
+        let rows = mixture::all(&self.mixture, &form, |batch, read| {
             for (row, id) in text(batch, "row_id")?.iter().enumerate() {
                 if let Some(id) = id.filter(|id| wanted.contains(*id)) {
                     names.insert(first + row, id.to_owned());

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use ingrain_student::Seen;
 
 use super::{
-    mixture::{divide, encode, encoded, lot, row, tokens},
+    mixture::{Form, divide, encode, encoded, lot, row, tokens},
     *,
 };
 
@@ -82,14 +82,32 @@ fn texts_begin_with_their_prompts_whose_loss_can_be_left_out() {
         ("position", Arc::new(Int64Array::from(vec![0, 1])) as ArrayRef, false),
     ])
     .unwrap();
-    let all = encode(&batch, &tokenizer, LossOn::All).unwrap();
-    let completion = encode(&batch, &tokenizer, LossOn::Completion).unwrap();
+    let form = |chat, loss_on| Form { tokenizer: tokenizer.clone(), chat, loss_on };
+    let all = encode(&batch, &form(None, LossOn::All)).unwrap();
+    let completion = encode(&batch, &form(None, LossOn::Completion)).unwrap();
     let prompt = tokenizer.encode("Question: Who?").unwrap().len();
     assert_eq!((row(&all[0]).loss_from, row(&completion[0]).loss_from), (1, 1 + prompt));
     assert_eq!(row(&all[0]).ids, row(&completion[0]).ids);
     assert_eq!(tokenizer.decode(&row(&all[0]).ids).unwrap(), "Question: Who? Ida.");
     assert_eq!(row(&all[0]).ids.last(), Some(&tokenizer.end_id()));
     assert_eq!(row(&completion[1]), row(&all[1]));
+
+    let template = "{% for m in messages %}<|begin|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}\
+                    {% if add_generation_prompt %}<|begin|>assistant: {% endif %}";
+    let files = std::collections::BTreeMap::from([("chat_template.jinja".to_owned(), template.as_bytes().to_vec())]);
+    let chat = crate::render::Chat::of(&files, tokenizer.clone()).unwrap();
+    let said = chat.conversation("Who?", "Ida <|end|>.").unwrap();
+    let schema = batch.schema();
+    let columns = schema.fields().iter().map(|field| field.name().clone()).zip(batch.columns().to_vec());
+    let columns: Vec<_> = columns.chain([("messages".to_owned(), text([Some(&said.messages), None]))]).collect();
+    let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true))).unwrap();
+    let chatted = encode(&batch, &form(Some(chat.clone()), LossOn::Completion)).unwrap();
+    assert_eq!(row(&chatted[0]).ids.len(), said.tokens);
+    assert_eq!(row(&chatted[0]).ids[..row(&chatted[0]).loss_from], chat.asked("Who?").unwrap());
+    let special = row(&chatted[0]).ids.iter().filter(|id| tokenizer.is_special(**id)).count();
+    assert_eq!(special, 4, "each turn's begin and end, once");
+    assert_eq!(row(&chatted[1]), row(&completion[1]));
+    assert_eq!(row(&encode(&batch, &form(Some(chat), LossOn::All)).unwrap()[0]).loss_from, 1);
 }
 
 #[test]

@@ -152,6 +152,49 @@ impl ChatTemplate {
     }
 }
 
+/// A conversation that ends with an answer, as ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// All of it, with what ends the answer.
+    pub ids: Vec<u32>,
+    /// How many of them are what a model is asked with: what `answer_next` gives, as far as the answered conversation begins so.
+    pub prompt: usize,
+}
+
+impl ChatTemplate {
+    /// A conversation whose last turn is the answer that a model is to learn. Where the template puts no special token behind an
+    /// answer, the tokenizer's end token does: nothing else would tell a model to stop.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn example(&self, tokenizer: &Tokenizer, turns: &[Turn<'_>]) -> Result<Example, ChatError> {
+        let mut ids = self.encode(tokenizer, turns, false)?;
+        let asked = self.encode(tokenizer, &turns[..turns.len().saturating_sub(1)], true)?;
+        let prompt = common(&ids, &asked);
+        if !ids[prompt..].iter().any(|id| tokenizer.is_special(*id)) {
+            ids.push(tokenizer.end_id());
+        }
+        Ok(Example { ids, prompt })
+    }
+
+    /// The token that ends an answer: a model that was tuned on the template says it when it is done, whatever end the
+    /// checkpoint names.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn end_id(&self, tokenizer: &Tokenizer) -> Result<u32, ChatError> {
+        let turns = [Turn { role: "user", content: "a" }, Turn { role: "assistant", content: "a" }];
+        let Example { ids, prompt } = self.example(tokenizer, &turns)?;
+        let behind = ids[prompt..].iter().find(|id| tokenizer.is_special(**id));
+        Ok(behind.copied().unwrap_or(tokenizer.end_id()))
+    }
+}
+
+/// How many tokens two texts begin with alike.
+fn common(one: &[u32], other: &[u32]) -> usize {
+    one.iter().zip(other).take_while(|(one, other)| one == other).count()
+}
+
 /// `chat_template` in `tokenizer_config.json`.
 fn written(value: &serde_json::Value) -> Result<Option<&str>, ChatError> {
     let malformed = |reason: &str| ChatError::File { file: CONFIG, reason: reason.to_owned() };

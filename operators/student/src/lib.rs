@@ -34,7 +34,7 @@ mod parity;
 mod progress;
 
 pub use architecture::{Architecture, ArchitectureError, Family, Precision, Preset};
-pub use chat::{ChatError, ChatTemplate, Turn};
+pub use chat::{ChatError, ChatTemplate, Example, Turn};
 pub use checkpoint::{Adapter, Checkpoint, CheckpointError};
 pub use device::{Description, Device, DeviceError};
 pub use generate::{Asked, Generated, Generation, WriteError, Written, end_ids};

@@ -50,7 +50,7 @@ pub(super) fn check(model: &LocalModel) -> Result<(), String> {
 ///
 /// Messages are put into its chat template; without one they are joined by empty lines. Temperature 0 takes the likeliest
 /// tokens; above, draws follow from the request, `draw` and `attempt`. An answer ends with a token that the checkpoint names as
-/// an end, or with one of the model's `stop`; else it is cut (`length`).
+/// an end, with that which its template puts behind an answer, or with one of the model's `stop`; else it is cut (`length`).
 pub(crate) struct Local {
     source: Arc<Source>,
     identity: Value,
@@ -75,8 +75,11 @@ impl Front {
         let files = folder::small_files(folder)?;
         let json = files.get(folder::TOKENIZER).ok_or_else(|| in_folder("it has no `tokenizer.json`".to_owned()))?;
         let tokenizer = checkpoint::tokenizer(&architecture, json).map_err(|error| in_folder(error.to_string()))?;
-        let ends = end_ids(&architecture, &files, &tokenizer).map_err(|error| in_folder(error.to_string()))?;
+        let mut ends = end_ids(&architecture, &files, &tokenizer).map_err(|error| in_folder(error.to_string()))?;
         let template = ChatTemplate::of(&files).map_err(|error| in_folder(error.to_string()))?;
+        if let Some(template) = &template {
+            ends.push(template.end_id(&tokenizer).map_err(|error| in_folder(error.to_string()))?);
+        }
         Ok(Self { tokenizer, template, ends, limit: architecture.max_position_embeddings })
     }
 

@@ -158,6 +158,28 @@ fn blocks_that_mark_answers_are_blocks() {
 }
 
 #[test]
+fn an_answer_begins_behind_the_prompt_and_ends() {
+    let tokenizer = Tokenizer::from_json(TOKENIZER).unwrap();
+    let turns = [Turn { role: "user", content: "Who?" }, Turn { role: "assistant", content: "Ida." }];
+    for (name, answer, end) in
+        [("headers", "Ida.<|eot_id|>", "<|eot_id|>"), ("thinking", "<think>\n\n</think>\n\nIda.<|im_end|>\n", "<|im_end|>")]
+    {
+        let template = fixture(name);
+        let example = template.example(&tokenizer, &turns).unwrap();
+        assert_eq!(example.ids, template.encode(&tokenizer, &turns, false).unwrap());
+        assert_eq!(example.ids[..example.prompt], template.encode(&tokenizer, &turns[..1], true).unwrap());
+        assert_eq!(example.ids[example.prompt..], tokenizer.encode_guarded(answer).unwrap());
+        assert_eq!([template.end_id(&tokenizer).unwrap()][..], tokenizer.encode_guarded(end).unwrap());
+    }
+    let plain = template(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+    );
+    let example = plain.example(&tokenizer, &turns).unwrap();
+    assert_eq!(example.ids[..example.prompt], tokenizer.encode("user: Who?\nassistant:").unwrap());
+    assert_eq!((example.ids.last(), plain.end_id(&tokenizer).unwrap()), (Some(&tokenizer.end_id()), tokenizer.end_id()));
+}
+
+#[test]
 fn any_tokenizer_can_be_the_template_s() {
     let tokenizer = Tokenizer::from_json(train(TEXTS.iter(), 300).unwrap().json.as_bytes()).unwrap();
     let template = template("{% for m in messages %}<|begin|>{{ m.content }}<|end|>{% endfor %}");
