@@ -35,8 +35,13 @@ pub(crate) async fn export(call: &ExportCall) -> Result<(), End> {
     };
     let name = format!("{}/{}", pipeline.plan.pipeline, call.output);
     let stage = pipeline.plan.stage(index);
-    let path;
-    let mut exported = Exported { table: &table, name: &name, description: stage.description.as_deref(), recipe: None };
+    let (path, base);
+    let mut exported =
+        Exported { table: &table, name: &name, description: stage.description.as_deref(), recipe: None, base: None };
+    if stage.operator_type.name == train::TYPE.name {
+        base = pipeline.plan.reads(index).get(&(train::BASE, 0)).and_then(|(base, _)| base_path(&pipeline, *base));
+        exported.base = base.as_deref();
+    }
     if format == Format::Axolotl {
         let trained = trained_on(&pipeline, index, &output.name);
         if let Some((training, base)) = trained.first() {

@@ -130,6 +130,36 @@ fn a_checkpoint_leaves_as_its_folder() {
 }
 
 #[test]
+fn an_adapter_leaves_with_the_place_of_its_base() {
+    let project = project();
+    exported(&project, &["base", "model"]);
+    let train = |base: &str| {
+        format!(
+            "{PIPELINE}  taken: {{ op: checkpoint, path: model }}\n  \
+                 tuned: {{ op: train, from: {{ mixture: mixture, base: {base} }}, sequence: 64, epochs: 1, lora: {{ rank: 2, alpha: 4 }} }}\n"
+        )
+    };
+    let config = |folder: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(project.path(folder).join("adapter_config.json")).expect("written")).expect("JSON")
+    };
+    project.write("pipeline.yaml", train("taken"));
+    project.ran(&[]);
+    exported(&project, &["tuned.adapter", "adapter"]);
+    let folder = std::fs::canonicalize(project.path("model")).expect("a folder");
+    let said = config("adapter");
+    let named = said["base_model_name_or_path"].as_str().expect("a path");
+    assert_eq!(std::fs::canonicalize(named).expect("a folder"), folder);
+    assert_eq!((&said["r"], &said["lora_alpha"], &said["revision"]), (&2.into(), &4.0.into(), &Value::Null));
+    assert!(project.path("adapter/adapter_model.safetensors").is_file());
+
+    project.write("pipeline.yaml", train("base"));
+    project.ran(&[]);
+    let output = project.call(&["export", "pipeline.yaml", "tuned.adapter", "from-scratch"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && stderr.contains("the base lies in the store"), "{stderr}");
+}
+
+#[test]
 fn a_mixture_leaves_with_a_configuration_that_trains_on_it() {
     let project = project();
     let words = ["export", "pipeline.yaml", "mixture", "bare", "--format", "axolotl"];

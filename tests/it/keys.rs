@@ -97,6 +97,7 @@ const STAGES: &[(&str, &str, Values)] = &[
         "from: { sources: [qa, rewrites], tokenizer: words }",
         &[("weights", "[1, 2]"), ("tokens", "1000"), ("render", "chat")],
     ),
+    ("mix", "from: { sources: qa, replay: rewrites, tokenizer: words }", &[("replay", "0.2")]),
     (
         "train",
         "from: { mixture: mixture, base: base }",

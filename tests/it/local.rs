@@ -99,17 +99,23 @@ fn a_checkpoint_shares_the_device_with_others() {
                 base: { op: checkpoint, from: words, preset: tiny }\n  \
                 likely: { op: evaluate, from: { questions: exam, model: base } }\n  \
                 again: { op: evaluate, from: exam, reader: other, temperature: 1.0, max_output_tokens: 64 }\n  \
-                qa: { op: synthesize_qa, from: documents, teacher: other, attempts: 1, max_output_tokens: 64, min_yield: 0 }\n";
+                qa: { op: synthesize_qa, from: documents, teacher: other, attempts: 1, max_output_tokens: 64, min_yield: 0 }\n  \
+                told: { op: rewrite, from: documents, strategy: rephrase, teacher: other, per_document: 2, attempts: 1, min_words: 1, \
+                max_output_tokens: 64, min_yield: 0 }\n";
     asks(&project, "one", more);
     let pipeline = std::fs::read_to_string(project.path("pipeline.yaml")).expect("read");
     project.write("pipeline.yaml", pipeline.replace("models: {", "models: { other: { local: { checkpoint: two } },"));
     let said = project.ran(&[]);
-    assert_eq!(said.executed(), ["again", "asked", "base", "exam", "likely", "qa"]);
+    assert_eq!(said.executed(), ["again", "asked", "base", "exam", "likely", "qa", "told"]);
     assert_eq!(counts(said.report("again")), (QUESTIONS as u64, 0));
     // Nothing sensible comes of it, and nothing is lost.
     let rejects = project.rows("qa.rejects", &[]);
     assert_eq!(rejects.len(), 4);
     assert!(rejects.iter().all(|row| row["attempts"] == 1 && row["reason"].is_string()), "{rejects:?}");
+    let told = project.rows("told", &[]);
+    assert_eq!(told.len() + project.rows("told.rejects", &[]).len(), 8);
+    assert!(told.iter().all(|row| row["strategy"] == "rephrase" && row["text"].is_string()), "{told:?}");
+    assert_eq!(counts(said.report("told")), (8, 0));
 }
 
 #[test]

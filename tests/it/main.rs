@@ -5,6 +5,7 @@ mod cache;
 mod checkpoint;
 mod damage;
 mod determinism;
+mod device;
 mod docs;
 mod embedder;
 mod errors;
@@ -25,3 +26,5 @@ mod s3;
 mod s3_server;
 mod teacher;
 mod trace;
+#[cfg(target_os = "linux")]
+mod training;

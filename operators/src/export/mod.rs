@@ -18,6 +18,7 @@ use arrow::{
 };
 use futures::TryStreamExt;
 use ingrain_engine::{failure::Failure, run::Table};
+use ingrain_student::checkpoint::ADAPTER_CONFIG as ADAPTER;
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, ZstdLevel},
@@ -72,6 +73,8 @@ pub struct Exported<'a> {
     pub description: Option<&'a str>,
     /// How the pipeline trains on it, if it does.
     pub recipe: Option<Recipe<'a>>,
+    /// Where the checkpoint lies that it was made from, outside the store: a path on this machine, or `hf://repository@revision`.
+    pub base: Option<&'a str>,
 }
 
 /// How a stage of the pipeline trains on a table.
@@ -98,6 +101,27 @@ pub struct Base<'a> {
     pub path: Option<&'a str>,
     /// Its row, where the stage has run.
     pub table: Option<Table>,
+}
+
+/// A checkpoint, as other tools name it.
+#[derive(Debug, PartialEq)]
+struct Model {
+    /// A folder, or a repository of the Hugging Face hub.
+    name: String,
+    revision: Option<String>,
+}
+
+impl Model {
+    /// What `hf://repository@revision` or a path means.
+    fn of(path: &str) -> Self {
+        let Some(repository) = path.strip_prefix("hf://") else {
+            return Self { name: path.to_owned(), revision: None };
+        };
+        match repository.split_once('@') {
+            Some((name, revision)) => Self { name: name.to_owned(), revision: Some(revision.to_owned()) },
+            None => Self { name: repository.to_owned(), revision: None },
+        }
+    }
 }
 
 /// What was written.
@@ -134,7 +158,7 @@ pub fn format_of(destination: &Path, table: &Table) -> Result<Format, Failure> {
 /// - `chat`: `{"row_id": …, "messages": [{"role": "user", …}, {"role": "assistant", …}]}`. A question is the user's, its
 ///   explanation and answer the assistant's. A row of a mixture without a prompt, which is a document, is one message of the
 ///   assistant's: trainers that mask what the user says train on all of it.
-/// - `folder`: the files of the row that is `final`, or of the only row.
+/// - `folder`: the files of the row that is `final`, or of the only row. An adapter's configuration names its base.
 /// - `axolotl`: a folder with `mixture.jsonl`, `heldout.jsonl` where the recipe holds rows out, a Croissant description of each,
 ///   `config.yaml`, and `base/`, the checkpoint to start from, where it lies in the store.
 ///
@@ -151,7 +175,7 @@ pub async fn export(output: &Exported<'_>, format: Format, destination: &Path) -
     };
     std::fs::create_dir_all(parent).map_err(unwritable)?;
     match format {
-        Format::Folder => return folder(output.table, destination, parent).await,
+        Format::Folder => return folder(output, destination, parent).await,
         Format::Axolotl => return axolotl::folder(output, destination, parent).await,
         Format::Parquet | Format::Jsonl | Format::Chat => {}
     }
@@ -249,16 +273,36 @@ fn properties(row_group_bytes: usize) -> Result<WriterProperties, Failure> {
         .build())
 }
 
-async fn folder(table: &Table, destination: &Path, parent: &Path) -> Result<Written, Failure> {
-    if !points_to_files(table) {
+async fn folder(output: &Exported<'_>, destination: &Path, parent: &Path) -> Result<Written, Failure> {
+    if !points_to_files(output.table) {
         return Err(Failure::data("the rows of this output point to no files")
             .hint("end the destination in `.parquet` or `.jsonl` to write its rows"));
     }
     let staging = staged_folder(parent)?;
-    let mut files: Vec<PathBuf> = copy_files(table, staging.path()).await?.iter().map(|name| destination.join(name)).collect();
+    let copied = copy_files(output.table, staging.path()).await?;
+    let mut files: Vec<PathBuf> = copied.iter().map(|name| destination.join(name)).collect();
     files.sort();
+    let adapter = staging.path().join(ADAPTER);
+    let notes = if adapter.is_file() { name_base(&adapter, output.base)? } else { Vec::new() };
     std::fs::rename(staging.path(), destination)?;
-    Ok(Written { count: files.len() as u64, files, notes: Vec::new() })
+    Ok(Written { count: files.len() as u64, files, notes })
+}
+
+/// Says in an adapter's configuration where its base is: in the store it has its row's id alone, so that where a base lies changes
+/// nothing there.
+fn name_base(config: &Path, base: Option<&str>) -> Result<Vec<String>, Failure> {
+    let Some(base) = base else {
+        return Ok(vec![format!(
+            "the base lies in the store: export it, too, and name its folder as `base_model_name_or_path` in `{ADAPTER}`"
+        )]);
+    };
+    let malformed = |error: serde_json::Error| Failure::data(format!("`{ADAPTER}`: {error}"));
+    let mut value: Value = serde_json::from_slice(&std::fs::read(config)?).map_err(malformed)?;
+    let Model { name, revision } = Model::of(base);
+    value["base_model_name_or_path"] = name.into();
+    value["revision"] = revision.into();
+    std::fs::write(config, serde_json::to_vec_pretty(&value).map_err(malformed)?)?;
+    Ok(Vec::new())
 }
 
 /// A folder that is renamed when it is complete, for whom the process's mask allows.
@@ -297,6 +341,14 @@ fn final_uri(batches: &[RecordBatch]) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_path_on_this_machine_has_no_revision() {
+        let model = |name: &str, revision: Option<&str>| Model { name: name.into(), revision: revision.map(str::to_owned) };
+        assert_eq!(Model::of("/models/a@b"), model("/models/a@b", None));
+        assert_eq!(Model::of("hf://a/b"), model("a/b", None));
+        assert_eq!(Model::of("hf://a/b@c"), model("a/b", Some("c")));
+    }
+
     use std::sync::Arc;
 
     use arrow::array::{ArrayRef, BooleanArray, StringArray};

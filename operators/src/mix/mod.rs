@@ -15,7 +15,7 @@ use ingrain_engine::{
     failure::Failure,
     key,
     operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, REJECTS_OUTPUT, Role},
-    run::{Task, TaskContext},
+    run::{Table, Task, TaskContext},
     spec::Size,
 };
 use ingrain_student::Tokenizer;
@@ -36,6 +36,8 @@ use crate::{
 
 const SOURCES: &str = "sources";
 const REPLAY: &str = "replay";
+/// The share of all tokens that is replay, where there is general text and nothing else is said.
+const SHARE: f64 = 0.1;
 pub(crate) const TOKENIZER: &str = "tokenizer";
 
 /// The row of the operator table.
@@ -56,14 +58,14 @@ pub const TYPE: OperatorType = OperatorType::of::<Mix>("mix", 1);
 /// # Ports
 /// - `sources`: one or several tables, either with `question` and `answer` (and `explanation`) or with `text`. `doc_id` is
 ///   kept where there is one.
-/// - `replay`: general text that keeps old knowledge fresh. Not built yet.
+/// - `replay`: general text, which keeps fresh what the model knew before: tables as `sources` are. Perhaps none.
 /// - `tokenizer`: `tokenizer`, or the `tokenizer` output of `checkpoint`.
 ///
 /// # Outputs
-/// - default: the mixture in its order: `kind` (`qa` or `document`), `doc_id`, `prompt` (what of the text stands before
+/// - default: the mixture in its order: `kind` (`qa`, `document` or `replay`), `doc_id`, `prompt` (what of the text stands before
 ///   the answer, up to `Answer:`; null for documents), `text` (all of it, prompt included), `token_count` (as packed: with
 ///   the begin token, if the tokenizer has one, and the end token; with the template's tokens and no others), `source` (its
-///   place in the list, from 0), `repeat` (from 0), `position` (from 0). `parent_id` is the row of the source. With `render:
+///   place in the list, from 0; -1 for replay), `repeat` (from 0), `position` (from 0). `parent_id` is the row of the source. With `render:
 ///   chat` also `messages`: the turns as JSON, which is what `train` encodes; null for documents.
 ///
 /// # Memory
@@ -88,6 +90,11 @@ pub struct Mix {
     /// least, so that the one that is largest for its weight comes exactly once.
     #[serde(default)]
     pub tokens: Option<Size>,
+    /// The share of all tokens that are rows of the port `replay`, above 0 and below 1, in every part of the mixture. Default 0.1
+    /// where that port is given.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub replay: Option<f64>,
     /// How a question and its answer become text: `qa` (`Question: …`, a new line, `Answer: …`), or `chat`, the chat template beside
     /// the tokenizer. Default: `qa`.
     #[serde(default)]
@@ -107,13 +114,12 @@ impl Operator for Mix {
     fn bind(&self, inputs: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
         let mut mistakes = Vec::new();
         let sources = inputs.all(SOURCES);
-        for (number, source) in sources.iter().enumerate() {
+        let places = sources.iter().enumerate().map(|(number, source)| (format!("/from/{SOURCES}/{number}"), source));
+        for (place, source) in places.chain(inputs.first(REPLAY).map(|source| (format!("/from/{REPLAY}"), source))) {
             if columns(&source.schema).is_none() {
                 let there: Vec<_> = source.schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
                 let message = format!("`{}` has neither `question` and `answer` nor `text`, as text", source.name);
-                mistakes.push(
-                    Invalid::new(&format!("/from/{SOURCES}/{number}"), message).hint(format!("it has {}", there.join(", "))),
-                );
+                mistakes.push(Invalid::new(&place, message).hint(format!("it has {}", there.join(", "))));
             }
         }
         if let Err(wrong) = self.integer_weights(sources.len()) {
@@ -122,12 +128,13 @@ impl Operator for Mix {
         if self.tokens == Some(Size(0)) {
             mistakes.push(Invalid::new("/tokens", "a mixture of 0 tokens has no rows").hint("leave `tokens` out for one pass"));
         }
-        if inputs.first(REPLAY).is_some() {
+        if self.replay.is_some() && inputs.first(REPLAY).is_none() {
             mistakes.push(
-                Invalid::new(&format!("/from/{REPLAY}"), "replay is not built yet")
-                    .hint("give the general text as one of the `sources`, with a weight of its own"),
+                Invalid::new("/replay", "there is no general text to replay")
+                    .hint(format!("give it as `from: {{ {SOURCES}: …, {REPLAY}: STAGE, … }}`")),
             );
         }
+        mistakes.extend(self.share().err());
         match mistakes.is_empty() {
             true => Ok(vec![Output::new(DEFAULT_OUTPUT, fields(self.render))]),
             false => Err(mistakes),
@@ -135,7 +142,7 @@ impl Operator for Mix {
     }
 
     fn lower(&self, inputs: &Inputs) -> Lowering {
-        let names = inputs.all(SOURCES).iter().map(|source| source.name.clone()).collect();
+        let names = inputs.all(SOURCES).iter().chain(inputs.first(REPLAY)).map(|source| source.name.clone()).collect();
         Lowering::Task(Arc::new(Mixing { config: self.clone(), names }))
     }
 
@@ -145,6 +152,15 @@ impl Operator for Mix {
 }
 
 impl Mix {
+    /// The share of replay in the order's integers.
+    fn share(&self) -> Result<u64, Invalid> {
+        let share = self.replay.unwrap_or(SHARE);
+        order::integer(share).filter(|integer| (1..order::SCALE).contains(integer)).ok_or_else(|| {
+            Invalid::new("/replay", format!("`{share}` is no share"))
+                .hint("a number above 0 and below 1, with nine decimals at most: the paper's is 0.1")
+        })
+    }
+
     fn integer_weights(&self, sources: usize) -> Result<Vec<u64>, Invalid> {
         let weights = self.weights.clone().unwrap_or_else(|| vec![1.0; sources]);
         if weights.len() != sources {
@@ -236,10 +252,13 @@ impl Task for Mixing {
         let form = Form { tokenizer, chat };
         let tables = context.tables(SOURCES).to_vec();
         let weights = self.config.integer_weights(tables.len()).map_err(|wrong| Failure::bug(wrong.message))?;
+        let share = self.config.share().map_err(|wrong| Failure::bug(wrong.message))?;
+        let mut given: Vec<(Table, u32, u64)> =
+            tables.into_iter().zip(0..).zip(weights).map(|((table, number), weight)| (table, number, weight)).collect();
+        given.extend(context.tables(REPLAY).iter().map(|table| (table.clone(), order::REPLAY, share)));
         let mut spool = Spool::create(&context.scratch().join("rows"))?;
         let (mut sources, mut tables_read) = (Vec::new(), Vec::new());
-        for (number, table) in tables.iter().enumerate().filter(|(number, _)| weights[*number] > 0) {
-            let name = self.names.get(number).map_or("", String::as_str);
+        for ((table, number, weight), name) in given.into_iter().zip(&self.names).filter(|((_, _, weight), _)| *weight > 0) {
             let kind = columns(table.schema()).ok_or_else(|| Failure::bug(format!("`{name}` has no text")))?;
             context.counters.say(format!("counting the tokens of `{name}`"));
             let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
@@ -259,15 +278,20 @@ impl Task for Mixing {
             }
             if read.entries.is_empty() {
                 let what = if table.rows() == 0 { "has no rows" } else { "has no row with text" };
-                return Err(Failure::data(format!("the source `{name}` {what}, and its weight isn't 0"))
-                    .hint("give it weight 0, or look at the stage that makes it"));
+                return Err(match number {
+                    order::REPLAY => Failure::data(format!("`{name}`, which is to be replayed, {what}"))
+                        .hint("leave the port `replay` out, or look at the stage that makes it"),
+                    _ => Failure::data(format!("the source `{name}` {what}, and its weight isn't 0"))
+                        .hint("give it weight 0, or look at the stage that makes it"),
+                });
             }
-            sources.push(Source { number: number as u32, weight: weights[number], rows: std::mem::take(&mut read.entries) });
+            sources.push(Source { number, weight, rows: std::mem::take(&mut read.entries) });
             tables_read.push(read);
         }
         let mut spooled = spool.finish()?;
         let (seed, budget) = (context.seed, self.config.tokens.map(|size| size.0));
-        let order = blocking(move || Order::new(sources, seed, budget)).await?;
+        let replay = sources.pop_if(|source| source.number == order::REPLAY);
+        let order = blocking(move || Order::new(sources, replay, seed, budget)).await?;
         let mut mixture = Mixture { order, tables: tables_read, position: 0, schema: context.schema(DEFAULT_OUTPUT)? };
         loop {
             let (back, file, batch) = blocking(move || {
@@ -285,7 +309,8 @@ impl Task for Mixing {
 /// A source while it is read: a length, an id's hash and a place in the file for every row.
 #[derive(Debug)]
 struct Read {
-    number: usize,
+    /// Its place in the list, or [`order::REPLAY`].
+    number: u32,
     kind: Kind,
     entries: Vec<Entry>,
     slots: Vec<Slot>,
@@ -308,7 +333,7 @@ impl Read {
                 }
                 Err(reject) => {
                     let parent = ids.value(row);
-                    let row_id = key::row_id("mix.reject", self.number as u64, &[parent], 0, 0);
+                    let row_id = key::row_id("mix.reject", u64::from(self.number), &[parent], 0, 0);
                     rejects.push(&row_id, Some(parent), &reject, 0);
                 }
             }
@@ -386,14 +411,15 @@ impl Mixture {
             let Some(Place { source, row, repeat, tokens }) = self.order.next() else { break };
             let table = &self.tables[source];
             let rendered = spooled.read(table.slots[row])?;
-            ids.append_value(key::row_id("mix", table.number as u64, &[&rendered.row_id], u64::from(repeat), 0));
+            ids.append_value(key::row_id("mix", u64::from(table.number), &[&rendered.row_id], u64::from(repeat), 0));
             parents.append_value(&rendered.row_id);
-            kinds.append_value(table.kind.as_str());
+            kinds.append_value(if table.number == order::REPLAY { REPLAY } else { table.kind.as_str() });
             documents.append_option(rendered.doc_id.as_deref());
             prompts.append_option(rendered.prompt.and_then(|end| rendered.text.get(..end)));
             contents.append_value(&rendered.text);
             messages.append_option(rendered.messages.as_deref());
             counts.append_value(tokens as i32);
+            // Which is -1 for replay.
             numbers.append_value(table.number as i32);
             repeats.append_value(repeat as i32);
             positions.append_value(self.position);

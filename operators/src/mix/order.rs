@@ -2,8 +2,10 @@
 
 use std::cmp::Ordering;
 
-/// One unit of a weight is so many of the order's integers: weights have at most nine decimals.
-const SCALE: u64 = 1_000_000_000;
+/// One unit of a weight, or of a share, is so many of the order's integers: they have at most nine decimals.
+pub(crate) const SCALE: u64 = 1_000_000_000;
+/// The number of the replay source, whatever sources there are.
+pub(crate) const REPLAY: u32 = u32::MAX;
 
 /// A row as the order sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +55,15 @@ pub(crate) fn integer(weight: f64) -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(SCALE)?.checked_add(decimals)
 }
 
-/// The endless merge of the sources' endless orders, ended by a budget or after one pass.
+/// The endless merge of the sources' endless orders, ended by a budget or after one pass. A replay source, the last if there is
+/// one, comes where it is behind its share of all tokens, and leaves the others' order among themselves alone.
 ///
 /// Holds per row of a source, beside the source itself, 4 bytes, and 32 more while a repeat is being sorted.
 #[derive(Debug)]
 pub(crate) struct Order {
     sources: Vec<Source>,
     cursors: Vec<Cursor>,
+    has_replay: bool,
     seed: u64,
     budget: Option<u64>,
     tokens: u64,
@@ -76,24 +80,40 @@ struct Cursor {
 
 impl Order {
     /// Starts the order. `budget` is the number of tokens that the last row reaches; `None` ends when every source has
-    /// come once, which is when the source that is largest for its weight has: none is cut, and it isn't repeated.
-    pub(crate) fn new(sources: Vec<Source>, seed: u64, budget: Option<u64>) -> Self {
+    /// come once, which is when the source that is largest for its weight has: none is cut, and it isn't repeated. The weight of
+    /// `replay` is its share of all tokens: under [`SCALE`].
+    pub(crate) fn new(mut sources: Vec<Source>, replay: Option<Source>, seed: u64, budget: Option<u64>) -> Self {
+        let has_replay = replay.is_some();
+        sources.extend(replay);
         let cursors =
             sources.iter().map(|source| Cursor { before: 0, repeat: 0, rows: sorted(source, seed, 0), next: 0 }).collect();
-        Self { sources, cursors, seed, budget, tokens: 0 }
+        Self { sources, cursors, has_replay, seed, budget, tokens: 0 }
+    }
+
+    /// How many sources there are, replay not counted.
+    fn weighted(&self) -> usize {
+        self.sources.len() - usize::from(self.has_replay)
     }
 
     fn ended(&self) -> bool {
         match self.budget {
             Some(budget) => self.tokens >= budget,
-            None => self.cursors.iter().all(|cursor| cursor.repeat > 0),
+            None => self.cursors[..self.weighted()].iter().all(|cursor| cursor.repeat > 0),
         }
     }
 
-    /// The source that is furthest behind its weight: the smallest of tokens so far over weight, then the first.
+    /// Replay, if it has less than its share of the tokens so far; else the source that is furthest behind its weight: the
+    /// smallest of tokens so far over weight, then the first.
     fn behind(&self) -> Option<usize> {
+        let weighted = self.weighted();
+        if let (Some(replay), Some(cursor)) = (self.sources.get(weighted), self.cursors.get(weighted)) {
+            let (share, others) = (u128::from(replay.weight), u128::from(self.tokens - cursor.before));
+            if u128::from(cursor.before) * (u128::from(SCALE) - share) < others * share {
+                return Some(weighted);
+            }
+        }
         let place = |index: &usize| (self.cursors[*index].before, self.sources[*index].weight);
-        (0..self.sources.len()).min_by(|a, b| {
+        (0..weighted).min_by(|a, b| {
             let ((tokens_a, weight_a), (tokens_b, weight_b)) = (place(a), place(b));
             let ratio = (u128::from(tokens_a) * u128::from(weight_b)).cmp(&(u128::from(tokens_b) * u128::from(weight_a)));
             ratio.then(self.sources[*a].number.cmp(&self.sources[*b].number))
@@ -119,8 +139,7 @@ impl Iterator for Order {
         if cursor.next == cursor.rows.len() {
             cursor.repeat += 1;
             cursor.next = 0;
-            // Without a budget no source is read again once all have come, so the last sort would be for nothing.
-            if !(self.budget.is_none() && self.cursors.iter().all(|cursor| cursor.repeat > 0)) {
+            if !self.ended() {
                 let cursor = &mut self.cursors[index];
                 cursor.rows = sorted(source, self.seed, cursor.repeat);
             }
@@ -172,15 +191,15 @@ mod tests {
     #[test]
     fn a_smaller_budget_is_a_prefix() {
         let sources = vec![source(0, 1.0, &lengths(50, 1)), source(1, 1.0, &lengths(400, 2))];
-        let whole: Vec<Place> = Order::new(sources.clone(), 7, Some(60_000)).collect();
+        let whole: Vec<Place> = Order::new(sources.clone(), None, 7, Some(60_000)).collect();
         for budget in [1, 2, 500, 4_321, 30_000, 59_999] {
-            let part: Vec<Place> = Order::new(sources.clone(), 7, Some(budget)).collect();
+            let part: Vec<Place> = Order::new(sources.clone(), None, 7, Some(budget)).collect();
             assert_eq!(part, whole[..part.len()]);
             let sum = tokens(&part, 0) + tokens(&part, 1);
             let last = part.last().expect("a budget over 0 takes a row");
             assert!(sum >= budget && sum - u64::from(last.tokens) < budget);
         }
-        let once: Vec<Place> = Order::new(sources, 7, None).collect();
+        let once: Vec<Place> = Order::new(sources, None, 7, None).collect();
         assert_eq!(once, whole[..once.len()]);
     }
 
@@ -188,7 +207,7 @@ mod tests {
     fn shares_follow_the_weights_everywhere() {
         for (a, b) in [(1.0, 1.0), (1.0, 8.0), (2.5, 0.5), (0.1, 0.3)] {
             let sources = vec![source(0, a, &lengths(60, 1)), source(1, b, &lengths(90, 2))];
-            let places: Vec<Place> = Order::new(sources, 3, Some(50_000)).collect();
+            let places: Vec<Place> = Order::new(sources, None, 3, Some(50_000)).collect();
             for end in (100..places.len()).step_by(37) {
                 let (of_a, of_b) = (tokens(&places[..end], 0) as f64, tokens(&places[..end], 1) as f64);
                 // No source is ever ahead by more than a row of at most 97 tokens.
@@ -200,7 +219,7 @@ mod tests {
     #[test]
     fn a_repeat_has_every_row_once_and_an_order_of_its_own() {
         let sources = vec![source(0, 1.0, &lengths(30, 1)), source(1, 1.0, &lengths(500, 2))];
-        let places: Vec<Place> = Order::new(sources, 1, None).collect();
+        let places: Vec<Place> = Order::new(sources, None, 1, None).collect();
         let repeat = |n: u32| -> Vec<usize> {
             places.iter().filter(|place| place.source == 0 && place.repeat == n).map(|place| place.row).collect()
         };
@@ -219,7 +238,7 @@ mod tests {
             let sources = vec![source(0, 1.0, &a), source(1, 1.0, &b)];
             let total = |rows: &[u32]| rows.iter().sum::<u32>();
             let largest = usize::from(total(&b) > total(&a));
-            let places: Vec<Place> = Order::new(sources, 1, None).collect();
+            let places: Vec<Place> = Order::new(sources, None, 1, None).collect();
             for (number, rows) in [a.len(), b.len()].into_iter().enumerate() {
                 let first = places.iter().filter(|place| place.source == number && place.repeat == 0).count();
                 assert_eq!(first, rows);
@@ -232,7 +251,7 @@ mod tests {
     fn a_change_in_one_source_leaves_the_others_order() {
         let of_second = |first: &[u32], seed: u64| -> Vec<(usize, u32)> {
             let sources = vec![source(0, 1.0, first), source(1, 1.0, &lengths(40, 2))];
-            let places = Order::new(sources, seed, Some(20_000));
+            let places = Order::new(sources, None, seed, Some(20_000));
             places.filter(|place| place.source == 1).map(|place| (place.row, place.repeat)).take(150).collect()
         };
         let before = of_second(&lengths(40, 1), 7);
@@ -243,11 +262,31 @@ mod tests {
 
     #[test]
     fn a_new_row_leaves_the_order_of_the_rest() {
-        let rows =
-            |n: u32| -> Vec<usize> { Order::new(vec![source(0, 1.0, &lengths(n, 1))], 7, None).map(|place| place.row).collect() };
+        let rows = |n: u32| -> Vec<usize> {
+            Order::new(vec![source(0, 1.0, &lengths(n, 1))], None, 7, None).map(|place| place.row).collect()
+        };
         let (before, mut after) = (rows(60), rows(61));
         after.retain(|row| *row != 60);
         assert_eq!(before, after);
+    }
+
+    #[test]
+    fn replay_has_its_share_everywhere_and_leaves_the_rest_alone() {
+        let sources = || vec![source(0, 1.0, &lengths(60, 1)), source(1, 2.0, &lengths(90, 2))];
+        let share = |share: f64| Some(Source { weight: integer(share).unwrap(), ..source(REPLAY, 1.0, &lengths(40, 3)) });
+        let without: Vec<Place> = Order::new(sources(), None, 3, Some(50_000)).collect();
+        for of in [0.1, 0.5, 0.9] {
+            let places: Vec<Place> = Order::new(sources(), share(of), 3, Some(50_000)).collect();
+            for end in (1..places.len()).step_by(37) {
+                let (replay, all) =
+                    (tokens(&places[..end], 2) as f64, places[..end].iter().map(|place| f64::from(place.tokens)).sum::<f64>());
+                assert!((replay - of * all).abs() <= 97.0, "{of} at {end}: {replay} of {all}");
+            }
+            let rest: Vec<Place> = places.into_iter().filter(|place| place.source < 2).collect();
+            assert_eq!(rest, without[..rest.len()]);
+        }
+        let once = |replay| Order::new(sources(), replay, 3, None).filter(|place| place.source < 2).collect::<Vec<_>>();
+        assert_eq!(once(share(0.5)), once(None));
     }
 
     #[test]

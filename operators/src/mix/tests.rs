@@ -23,7 +23,7 @@ fn batch(columns: &[(&str, Vec<Option<&str>>)]) -> RecordBatch {
 }
 
 fn mix() -> Mix {
-    Mix { weights: None, tokens: None, render: Render::Qa }
+    Mix { weights: None, tokens: None, replay: None, render: Render::Qa }
 }
 
 fn inputs(sources: &[&[&str]]) -> Inputs {
@@ -52,7 +52,7 @@ fn a_question_in_a_chat_template_keeps_its_turns() {
     ]);
     let documents = batch(&[("row_id", vec![Some("t0")]), ("text", vec![Some(TEXTS[0])])]);
     let (mut tables, mut sources) = (Vec::new(), Vec::new());
-    for (number, rows) in [pairs, documents].into_iter().enumerate() {
+    for (number, rows) in (0..).zip([pairs, documents]) {
         let kind = columns(&rows.schema()).unwrap();
         let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
         if let Some(rejects) = read.add(&rows, &form, &mut spool).unwrap() {
@@ -60,12 +60,12 @@ fn a_question_in_a_chat_template_keeps_its_turns() {
             assert_eq!((rejects.num_rows(), said("reason").as_str()), (1, "template"));
             assert!(said("detail").ends_with("no excuses"));
         }
-        sources.push(Source { number: number as u32, weight: 1, rows: std::mem::take(&mut read.entries) });
+        sources.push(Source { number, weight: 1, rows: std::mem::take(&mut read.entries) });
         tables.push(read);
     }
     let mut spooled = spool.finish().unwrap();
     let schema = Arc::new(Schema::new(fields(Render::Chat)));
-    let mut mixture = Mixture { order: Order::new(sources, 7, None), tables, position: 0, schema };
+    let mut mixture = Mixture { order: Order::new(sources, None, 7, None), tables, position: 0, schema };
     let rows = mixture.batch(&mut spooled).unwrap().unwrap();
     let texts = |name: &str| rows.column_by_name(name).unwrap().as_string::<i32>().clone();
     let counts = rows.column_by_name("token_count").unwrap().as_primitive::<arrow::datatypes::Int32Type>();
@@ -107,17 +107,17 @@ fn rows_are_rendered_counted_and_written_in_order() {
     let documents = batch(&[("row_id", vec![Some("t0")]), ("text", vec![Some(TEXTS[0])])]);
     let mut tables = Vec::new();
     let mut sources = Vec::new();
-    for (number, (rows, refused)) in [(pairs, 1), (documents, 0)].into_iter().enumerate() {
+    for (number, (rows, refused)) in (0..).zip([(pairs, 1), (documents, 0)]) {
         let kind = columns(&rows.schema()).unwrap();
         let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
         let rejects = read.add(&rows, &form, &mut spool).unwrap();
         assert_eq!(rejects.map_or(0, |rejects| rejects.num_rows()), refused);
-        sources.push(Source { number: number as u32, weight: 1, rows: std::mem::take(&mut read.entries) });
+        sources.push(Source { number, weight: 1, rows: std::mem::take(&mut read.entries) });
         tables.push(read);
     }
     let mut spooled = spool.finish().unwrap();
     let schema = Arc::new(Schema::new(fields(Render::Qa)));
-    let mut mixture = Mixture { order: Order::new(sources, 7, Some(200)), tables, position: 0, schema };
+    let mut mixture = Mixture { order: Order::new(sources, None, 7, Some(200)), tables, position: 0, schema };
     let rows = mixture.batch(&mut spooled).unwrap().unwrap();
     assert!(mixture.batch(&mut spooled).unwrap().is_none());
 
@@ -172,6 +172,6 @@ fn mistakes_are_named_at_their_fields() {
 #[test]
 fn numbers_are_read_as_written_in_a_file() {
     let (_, config) = TYPE.parse(serde_json::json!({ "weights": [1, 0.5], "tokens": "2K" })).unwrap();
-    assert_eq!(config, serde_json::json!({ "weights": [1.0, 0.5], "tokens": 2000, "render": "qa" }));
+    assert_eq!(config, serde_json::json!({ "weights": [1.0, 0.5], "tokens": 2000, "replay": null, "render": "qa" }));
     assert!(TYPE.parse(serde_json::json!({ "weight": [1] })).is_err());
 }

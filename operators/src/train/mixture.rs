@@ -14,7 +14,10 @@ use ingrain_engine::{
 use ingrain_student::{Example, Row, Tokenizer};
 use rayon::prelude::*;
 
-use super::{LossOn, MIXTURE, Train, grouped};
+use super::{
+    LossOn, MIXTURE, Train, grouped,
+    heldout::{HeldOut, Lot},
+};
 use crate::{render::Chat, teachers::texts, tokenizer::failure};
 
 /// The column of a mixture that holds conversations.
@@ -68,13 +71,12 @@ pub(super) struct Encoded {
     position: i64,
     /// Its place in the table.
     pub(super) number: usize,
-    /// Where its source row lies in [0, 1): those below the share are held out.
-    lot: f64,
+    lot: Lot,
     row: Row,
 }
 
-/// Reads the mixture: rows to train on in the order of `position`, and rows held out.
-pub(super) async fn read(context: &TaskContext, form: &Form, config: &Train) -> Result<(Vec<Row>, Vec<Row>), Failure> {
+/// Reads the mixture.
+pub(super) async fn read(context: &TaskContext, form: &Form, config: &Train) -> Result<Divided, Failure> {
     let mixture = context.table(MIXTURE)?;
     let total = grouped(mixture.rows());
     let say = |_: &RecordBatch, rows: usize| {
@@ -85,8 +87,7 @@ pub(super) async fn read(context: &TaskContext, form: &Form, config: &Train) -> 
     if encoded.is_empty() {
         return Err(Failure::data("the mixture has no rows").hint("see what its sources gave with `show`"));
     }
-    let (rest, heldout) = divide(encoded, config.heldout);
-    Ok((tokens(rest), tokens(heldout)))
+    Ok(divide(encoded, config.heldout))
 }
 
 /// Every row of a mixture as tokens, in the table's order; `each` sees every batch, and how many rows there are with it.
@@ -120,20 +121,17 @@ pub(super) fn encode(batch: &RecordBatch, form: &Form) -> Result<Vec<Encoded>, F
         Some(chat) => Some((texts(batch, MESSAGES)?, chat)),
         None => None,
     };
-    let (parents, prompts, bodies) = (texts(batch, "parent_id")?, texts(batch, "prompt")?, texts(batch, "text")?);
+    let (prompts, bodies) = (texts(batch, "prompt")?, texts(batch, "text")?);
     let positions = batch.column_by_name("position").and_then(|column| column.as_primitive_opt::<Int64Type>());
     let positions = positions.ok_or_else(|| Failure::bug("no whole numbers in `position`"))?;
-    let encoded = |row: usize, tokens: Row| Encoded {
-        position: positions.value(row),
-        number: row,
-        lot: lot(parents.value(row)),
-        row: tokens,
+    let encoded = |row: usize, tokens: Row| {
+        Ok(Encoded { position: positions.value(row), number: row, lot: Lot::of(batch, row)?, row: tokens })
     };
     let row = |row: usize| {
         if let Some((messages, chat)) = conversations.filter(|(messages, _)| messages.is_valid(row)) {
             let Example { ids, prompt } = chat.example(messages.value(row))?;
             let loss_from = if *loss_on == LossOn::Completion { prompt.max(1) } else { 1 };
-            return Ok(encoded(row, Row { ids, loss_from }));
+            return encoded(row, Row { ids, loss_from });
         }
         let ids = tokenizer.encode(bodies.value(row)).map_err(failure)?;
         let masked = match loss_on {
@@ -141,7 +139,7 @@ pub(super) fn encode(batch: &RecordBatch, form: &Form) -> Result<Vec<Encoded>, F
             LossOn::Completion | LossOn::All => 0,
         };
         let (prompt, completion) = ids.split_at(masked);
-        Ok(encoded(row, Row::completion(tokenizer.begin_id(), prompt, completion, tokenizer.end_id())))
+        encoded(row, Row::completion(tokenizer.begin_id(), prompt, completion, tokenizer.end_id()))
     };
     (0..batch.num_rows()).into_par_iter().map(row).collect()
 }
@@ -152,34 +150,27 @@ fn shared(text: &[u32], beginning: &[u32]) -> usize {
     text.iter().zip(beginning).take_while(|(one, other)| one == other).count()
 }
 
-/// A number in [0, 1) that depends on nothing but `parent`: the upper 53 bits of a hash.
-pub(crate) fn lot(parent: &str) -> f64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"train heldout").update(parent.as_bytes());
-    let mut bits = [0; 8];
-    bits.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-    (u64::from_le_bytes(bits) >> 11) as f64 / (1_u64 << 53) as f64
+/// What is trained on, and what is only looked at.
+pub(super) struct Divided {
+    /// In the order of `position`.
+    pub(super) rest: Vec<Encoded>,
+    pub(super) heldout: Vec<Encoded>,
+    /// Held-out rows of replay.
+    pub(super) replay: Vec<Encoded>,
 }
 
-/// Sorts rows by position, and takes those out that [`heldout_below`] holds out.
-pub(super) fn divide(mut rows: Vec<Encoded>, share: f64) -> (Vec<Encoded>, Vec<Encoded>) {
+/// Sorts rows by position, and takes those out that are held out.
+pub(super) fn divide(mut rows: Vec<Encoded>, share: f64) -> Divided {
     rows.sort_by_key(|row| row.position);
-    let bound = heldout_below(rows.iter().map(|row| row.lot), share);
-    let (heldout, rest) = rows.into_iter().partition(|row| row.lot < bound);
-    (rest, heldout)
-}
-
-/// Below which lot a source row is held out, so that about `share` of them are: at least the one of the lowest lot. When
-/// nothing would be left to train on, none are.
-pub(crate) fn heldout_below(lots: impl Iterator<Item = f64> + Clone, share: f64) -> f64 {
-    let lowest = lots.clone().fold(f64::INFINITY, f64::min);
-    let highest = lots.fold(0.0, f64::max);
-    let bound = if share > lowest { share } else { lowest.next_up() };
-    if share > 0.0 && bound <= highest { bound } else { 0.0 }
+    let bounds = HeldOut::of(rows.iter().map(|row| row.lot), share);
+    let (held, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| bounds.holds(row.lot));
+    let (replay, heldout) = held.into_iter().partition(|row| row.lot.is_replay);
+    Divided { rest, heldout, replay }
 }
 
 #[cfg(test)]
-pub(super) fn encoded(position: i64, lot: f64) -> Encoded {
+pub(super) fn encoded(position: i64, place: f64) -> Encoded {
+    let lot = Lot { place, is_replay: position % 10 == 9 };
     Encoded { position, number: 0, lot, row: Row { ids: vec![u32::try_from(position).unwrap_or(0)], loss_from: 1 } }
 }
 

@@ -1,18 +1,18 @@
 //! Trains a student on a mixture.
 
+mod adapter;
+mod heldout;
+mod line;
+mod metrics;
 mod mixture;
 mod samples;
 mod seen;
 
 use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration};
 
-use arrow::{
-    array::{ArrayRef, Float64Array, Float64Builder, Int64Array, Int64Builder, RecordBatch, StringArray, StringBuilder},
-    datatypes::{DataType, Field, SchemaRef},
-};
+use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use ingrain_engine::{
-    digest::undigested,
     failure::Failure,
     key,
     operator::{DEFAULT_OUTPUT, Inputs, Invalid, Lowering, Operator, OperatorType, Output, Port, Ports, Resource, Role},
@@ -21,13 +21,18 @@ use ingrain_engine::{
 };
 pub use ingrain_student::Place;
 use ingrain_student::{
-    Architecture, Device, DeviceError, Event, Every, Job, Lora, Precision, Progress, Rule, Settings, TrainError, Trained, Watched,
+    Architecture, Device, DeviceError, Event, Every, Job, Lora, Precision, Progress, Rule, Seen, Settings, TrainError, Trained,
+    Watched,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::mixture::{heldout_below, lot};
+pub(crate) use self::heldout::{HeldOut, Lot};
 pub use self::seen::{Fate, Training};
+use self::{
+    line::{Line, grouped},
+    mixture::Divided,
+};
 use crate::{
     checkpoint::{self, FOLDER, Row, Start},
     tokenizer,
@@ -70,7 +75,7 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
 ///
 /// The loss that shows whether a student learns or memorises is measured on rows that are never trained on: `heldout` is
 /// their share, and all rows with one `parent_id` are held out together, repeats included. Which they are depends on the
-/// `parent_id` alone: neither the seed nor the budget moves one.
+/// `parent_id` alone: neither the seed nor the budget moves one. Rows of replay are held out for themselves, by the same share.
 ///
 /// A training that was killed goes on from what it saved last, in the local cache folder, and gives the same as one that wasn't: on the
 /// CPU to the bit. Updates are made to 32-bit weights, whatever the precision; on the CPU everything is computed in 32 bits, and
@@ -86,7 +91,7 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
 ///
 /// # Ports
 /// - `mixture`: `text`, `prompt` (what of the text stands before the answer, or null), `position`, `parent_id`, and perhaps
-///   `messages`, as `mix` gives them.
+///   `messages` and `kind`, as `mix` gives them.
 /// - `base`: the checkpoint to start from.
 ///
 /// # Outputs
@@ -94,7 +99,9 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
 ///   what the base was trained on before, too; `loss` is the mean over the last tenth of the steps. A mean of cross-entropies
 ///   in nats over tokens, as every loss here.
 /// - `metrics`: a row for each step: `step`, `tokens` (trained on until then, repeats counted, padding not), `loss` (before
-///   the step's update), `learning_rate`, `gradient_norm` (before it is clipped), `heldout_loss` (null where it wasn't measured).
+///   the step's update), `learning_rate`, `gradient_norm` (before it is clipped), `heldout_loss` (null where it wasn't measured),
+///   `replay_loss` (of held-out rows of the mixture's `kind` `replay`: what the model knew before; e to its power is their
+///   perplexity). Where rows are held out, the base's losses stand in a row with `step` 0: what is forgotten is the rise from there.
 /// - `samples`: how the model goes on with the beginnings of three held-out rows, wherever their loss is measured: `step`,
 ///   `prompt` (the beginning), `text` (what the model says, the likeliest token each time), `expected` (what the row says).
 /// - `adapter`, with `lora`: one row, `uri`, `digest` (of the folder's files), `rank`, `alpha`. The folder, as PEFT reads it, lies
@@ -172,7 +179,8 @@ pub struct Train {
     #[serde(default = "hundredth")]
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1))]
     pub heldout: f64,
-    /// Steps between measurements of the loss on held-out rows. Left out, it is measured after the last step only.
+    /// Steps between measurements of the losses on held-out rows. Left out, they are measured before the first step and after the
+    /// last only.
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub evaluate_every: Option<u32>,
@@ -263,11 +271,11 @@ impl Operator for Train {
         }
         let mut outputs = vec![
             Output::new(DEFAULT_OUTPUT, checkpoint::fields(true)),
-            Output::new(METRICS, metrics_fields()),
-            Output::new(SAMPLES, samples_fields()),
+            Output::new(METRICS, metrics::fields()),
+            Output::new(SAMPLES, samples::fields()),
             Output::new(TOKENIZER, tokenizer::fields()),
         ];
-        outputs.extend(self.lora.map(|_| Output::new(ADAPTER, adapter_fields())));
+        outputs.extend(self.lora.map(|_| Output::new(ADAPTER, adapter::fields())));
         Ok(outputs)
     }
 
@@ -331,7 +339,8 @@ impl Task for Learn {
         }
         let tokenizer = base.tokenizer().map_err(checkpoint::failure)?;
         let form = mixture::Form::new(context.table(MIXTURE)?, &base.files, tokenizer.clone(), self.0.loss_on)?;
-        let (rows, heldout) = mixture::read(context, &form, &self.0).await?;
+        let Divided { rest, heldout, replay } = mixture::read(context, &form, &self.0).await?;
+        let (rows, heldout, replay) = (mixture::tokens(rest), mixture::tokens(heldout), mixture::tokens(replay));
         let prompts = samples::prompts(&heldout, PROMPTS);
         let expected = samples::texts(&tokenizer, &prompts)?;
 
@@ -341,7 +350,12 @@ impl Task for Learn {
             architecture: base.architecture,
             weights: base.weights,
             rows,
-            watched: Watched { heldout, prompts: prompts.into_iter().map(|(prompt, _)| prompt).collect(), stop: form.ends()? },
+            watched: Watched {
+                heldout,
+                replay,
+                prompts: prompts.into_iter().map(|(prompt, _)| prompt).collect(),
+                stop: form.ends()?,
+            },
             settings,
             seed: context.seed,
             progress: Some(Progress { folder: context.progress().to_path_buf(), every }),
@@ -352,7 +366,8 @@ impl Task for Learn {
             base: start.row_id.clone(),
             files: files.clone(),
         };
-        let Learnt { events, tokens, steps, loss, architecture } = learn(job, device, context.counters.clone(), folders).await?;
+        let Learnt { before, events, tokens, steps, loss, architecture } =
+            learn(job, device, context.counters.clone(), folders).await?;
 
         let digest = context.put_folder(DEFAULT_OUTPUT, FOLDER, &context.scratch().join(FOLDER)).await?;
         let step = start.step + number(steps as u64);
@@ -366,11 +381,12 @@ impl Task for Learn {
             loss: Some(loss),
         };
         context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
-        context.write(METRICS, metrics(context.schema(METRICS)?, &start.row_id, &events)?).await?;
-        context.write(SAMPLES, samples::rows(context.schema(SAMPLES)?, &start.row_id, &events, &expected, &tokenizer)?).await?;
+        context.write(METRICS, metrics::rows(context.schema(METRICS)?, &start.row_id, before.as_ref(), &events)?).await?;
+        let seen = samples::seen(before.as_ref(), &events);
+        context.write(SAMPLES, samples::rows(context.schema(SAMPLES)?, &start.row_id, seen, &expected, &tokenizer)?).await?;
         if let Some(lora) = self.0.lora {
             let digest = context.put_folder(ADAPTER, ADAPTER, &context.scratch().join(ADAPTER)).await?;
-            context.write(ADAPTER, adapter_row(context.schema(ADAPTER)?, &start.row_id, digest, lora)?).await?;
+            context.write(ADAPTER, adapter::row(context.schema(ADAPTER)?, &start.row_id, digest, lora)?).await?;
         }
         tokenizer::put(context, TOKENIZER, &files).await
     }
@@ -388,6 +404,7 @@ struct Folders {
 
 /// What is left of a training when its model is written.
 struct Learnt {
+    before: Option<Seen>,
     events: Vec<Event>,
     tokens: u64,
     steps: usize,
@@ -398,9 +415,9 @@ struct Learnt {
 /// Trains on a thread of its own, which says how far it is, and writes the model from there: tensors of a device belong to one thread.
 async fn learn(job: Job, device: Device, counters: Arc<Counters>, folders: Folders) -> Result<Learnt, Failure> {
     let training = tokio::task::spawn_blocking(move || {
-        let flops = job.architecture.training_flops(job.settings.sequence_length);
+        let mut line = Line::new(&job, device);
         let trained = ingrain_student::train(job, &device, &mut |event| {
-            counters.say(progress(event, flops));
+            counters.say(line.of(event));
             counters.progress(event.step as u64, event.steps as u64);
             ControlFlow::Continue(())
         })
@@ -410,53 +427,14 @@ async fn learn(job: Job, device: Device, counters: Arc<Counters>, folders: Folde
             adapter.write(&folders.adapter, &folders.base).map_err(checkpoint::failure)?;
         }
         let architecture = trained.architecture().clone();
-        let Trained { events, tokens, steps, loss, .. } = trained;
-        Ok(Learnt { events, tokens, steps, loss, architecture })
+        let Trained { before, events, tokens, steps, loss, .. } = trained;
+        Ok(Learnt { before, events, tokens, steps, loss, architecture })
     });
     match training.await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(error) => Err(Failure::bug(error.to_string())),
     }
-}
-
-/// "step 120 of 2,344, loss 2.31, held-out loss 2.40, learning rate 2.9e-3, gradient 0.41, 4,100 tokens/s, 21 GFLOP/s, 2.1 GB"
-fn progress(event: &Event, flops_per_token: f64) -> String {
-    let heldout = event.seen.as_ref().and_then(|seen| seen.heldout_loss);
-    let heldout = heldout.map(|loss| format!(", held-out loss {loss:.2}")).unwrap_or_default();
-    let memory =
-        ingrain_student::measure::peak_memory().map(|bytes| format!(", {:.1} GB", bytes as f64 / 1e9)).unwrap_or_default();
-    format!(
-        "step {} of {}, loss {:.2}{heldout}, learning rate {:.1e}, gradient {:.2}, {} tokens/s, {}{memory}",
-        grouped(event.step as u64),
-        grouped(event.steps as u64),
-        event.loss,
-        event.learning_rate,
-        event.gradient_norm,
-        grouped(event.tokens_per_second.max(0.0) as u64),
-        rate(event.tokens_per_second.max(0.0) * flops_per_token),
-    )
-}
-
-/// "21 GFLOP/s"
-fn rate(flops: f64) -> String {
-    match flops {
-        _ if flops >= 1e12 => format!("{:.1} TFLOP/s", flops / 1e12),
-        _ => format!("{:.1} GFLOP/s", flops / 1e9),
-    }
-}
-
-/// A number with a comma between thousands.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// The device called `name`: `auto`, `cpu`, `cuda:0`.
@@ -483,84 +461,6 @@ fn train_failure(error: TrainError) -> Failure {
 
 fn number(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-fn adapter_fields() -> Vec<Field> {
-    vec![
-        Field::new("row_id", DataType::Utf8, false),
-        Field::new("parent_id", DataType::Utf8, false),
-        undigested(Field::new("uri", DataType::Utf8, false)),
-        Field::new("digest", DataType::Utf8, false),
-        Field::new("rank", DataType::Int64, false),
-        Field::new("alpha", DataType::Float64, false),
-    ]
-}
-
-fn adapter_row(schema: SchemaRef, base: &str, digest: String, lora: Lora) -> Result<RecordBatch, Failure> {
-    let text = |value: String| Arc::new(StringArray::from(vec![value])) as ArrayRef;
-    let columns: Vec<ArrayRef> = vec![
-        text(key::row_id("train.adapter", 0, &[base], 0, 0)),
-        text(base.to_owned()),
-        text(ADAPTER.to_owned()),
-        text(digest),
-        Arc::new(Int64Array::from(vec![number(lora.rank as u64)])),
-        Arc::new(Float64Array::from(vec![lora.alpha])),
-    ];
-    Ok(RecordBatch::try_new(schema, columns)?)
-}
-
-fn samples_fields() -> Vec<Field> {
-    let text = |name: &str| Field::new(name, DataType::Utf8, false);
-    vec![
-        text("row_id"),
-        text("parent_id"),
-        Field::new("step", DataType::Int64, false),
-        text("prompt"),
-        text("text"),
-        text("expected"),
-    ]
-}
-
-fn metrics_fields() -> Vec<Field> {
-    let float = |name: &str| Field::new(name, DataType::Float64, false);
-    vec![
-        Field::new("row_id", DataType::Utf8, false),
-        Field::new("parent_id", DataType::Utf8, false),
-        Field::new("step", DataType::Int64, false),
-        Field::new("tokens", DataType::Int64, false),
-        float("loss"),
-        float("learning_rate"),
-        float("gradient_norm"),
-        Field::new("heldout_loss", DataType::Float64, true),
-    ]
-}
-
-/// Rows of `metrics`. Times and rates stay out: an output is a function of content.
-fn metrics(schema: SchemaRef, base: &str, events: &[Event]) -> Result<RecordBatch, Failure> {
-    let (mut row_id, mut parent_id) = (StringBuilder::new(), StringBuilder::new());
-    let (mut step, mut tokens) = (Int64Builder::new(), Int64Builder::new());
-    let [mut loss, mut rate, mut norm, mut heldout] = std::array::from_fn(|_| Float64Builder::new());
-    for event in events {
-        row_id.append_value(key::row_id("train.metrics", 0, &[base], 0, event.step as u64));
-        parent_id.append_value(base);
-        step.append_value(number(event.step as u64));
-        tokens.append_value(number(event.tokens));
-        loss.append_value(event.loss);
-        rate.append_value(event.learning_rate);
-        norm.append_value(event.gradient_norm);
-        heldout.append_option(event.seen.as_ref().and_then(|seen| seen.heldout_loss));
-    }
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(row_id.finish()),
-        Arc::new(parent_id.finish()),
-        Arc::new(step.finish()),
-        Arc::new(tokens.finish()),
-        Arc::new(loss.finish()),
-        Arc::new(rate.finish()),
-        Arc::new(norm.finish()),
-        Arc::new(heldout.finish()),
-    ];
-    Ok(RecordBatch::try_new(schema, columns)?)
 }
 
 #[cfg(test)]

@@ -7,7 +7,10 @@ use ingrain_student::{Architecture, Place, places};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Train, mixture};
+use super::{
+    Train,
+    mixture::{self, Divided},
+};
 use crate::{
     checkpoint::{FOLDER, Start},
     columns::{blocking, text},
@@ -71,8 +74,8 @@ impl Training {
         .await?;
         let seed = self.seed;
         blocking(move || {
-            let (rest, heldout) = mixture::divide(rows, config.heldout);
-            let held = heldout.iter().filter_map(|row| names.get(&row.number));
+            let Divided { rest, heldout, replay } = mixture::divide(rows, config.heldout);
+            let held = heldout.iter().chain(&replay).filter_map(|row| names.get(&row.number));
             let mut fates: BTreeMap<String, Fate> = held.map(|name| (name.clone(), Fate::HeldOut)).collect();
             let wanted: BTreeMap<usize, String> =
                 rest.iter().enumerate().filter_map(|(place, row)| Some((place, names.get(&row.number)?.clone()))).collect();

@@ -1,13 +1,8 @@
-use arrow::{
-    array::{Array, AsArray, Int64Array, StringArray},
-    datatypes::{Float64Type, Schema},
-};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use serde_json::{Value, json};
 
-use ingrain_student::Seen;
-
 use super::{
-    mixture::{Form, divide, encode, encoded, lot, row, tokens},
+    mixture::{Divided, Form, divide, encode, encoded, row, tokens},
     *,
 };
 
@@ -51,22 +46,10 @@ fn settings_that_can_not_be_used_are_named_as_written() {
 
 #[test]
 fn rows_are_trained_on_in_the_order_of_their_positions() {
-    let (rest, heldout) = divide(vec![encoded(2, 0.5), encoded(0, 0.2), encoded(3, 0.001), encoded(1, 0.9)], 0.01);
+    let rows = vec![encoded(2, 0.5), encoded(0, 0.2), encoded(3, 0.001), encoded(1, 0.9), encoded(9, 0.002), encoded(19, 0.7)];
+    let Divided { rest, heldout, replay } = divide(rows, 0.01);
     let ids = |rows| tokens(rows).iter().map(|row| row.ids[0]).collect::<Vec<_>>();
-    assert_eq!((ids(rest), ids(heldout)), (vec![0, 1, 2], vec![3]));
-}
-
-#[test]
-fn at_least_one_source_row_is_held_out_and_at_least_one_is_left() {
-    let rows = || vec![encoded(0, 0.2), encoded(1, 0.5), encoded(2, 0.2), encoded(3, 0.9)];
-    let count = |(rest, heldout): (Vec<_>, Vec<_>)| (rest.len(), heldout.len());
-    assert_eq!(count(divide(rows(), 0.01)), (2, 2), "both repeats of the lowest");
-    assert_eq!(count(divide(rows(), 0.6)), (1, 3));
-    assert_eq!(count(divide(rows(), 0.0)), (4, 0));
-    assert_eq!(count(divide(rows(), 0.95)), (4, 0), "a share that takes everything takes nothing");
-    assert_eq!(count(divide(vec![encoded(0, 0.0), encoded(1, 0.0)], 0.01)), (2, 0));
-    let share = (0..10_000).filter(|n| lot(&n.to_string()) < 0.01).count();
-    assert!((70..130).contains(&share), "{share}");
+    assert_eq!((ids(rest), ids(heldout), ids(replay)), (vec![0, 1, 2, 19], vec![3], vec![9]));
 }
 
 #[test]
@@ -110,30 +93,6 @@ fn texts_begin_with_their_prompts_whose_loss_can_be_left_out() {
     assert_eq!(row(&encode(&batch, &form(Some(chat), LossOn::All)).unwrap()[0]).loss_from, 1);
 }
 
-#[test]
-fn what_a_step_measured_becomes_a_row() {
-    let event = |step, heldout_loss| Event {
-        step,
-        steps: 2344,
-        tokens: 100 * step as u64,
-        loss: 2.306,
-        learning_rate: 1e-3,
-        gradient_norm: 0.5,
-        tokens_per_second: 4100.7,
-        seen: Some(Seen { heldout_loss, samples: vec![] }),
-    };
-    let said = progress(&event(120, None), 5e6);
-    let start = "step 120 of 2,344, loss 2.31, learning rate 1.0e-3, gradient 0.50, 4,100 tokens/s, 20.5 GFLOP/s";
-    assert!(said.starts_with(start), "{said}");
-    assert!(progress(&event(2344, Some(1.5)), 5e9).contains("loss 2.31, held-out loss 1.50, "));
-    assert_eq!(rate(2.5e13), "25.0 TFLOP/s");
-    assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-    let rows = metrics(Arc::new(Schema::new(metrics_fields())), "base", &[event(1, None), event(2, Some(1.5))]).unwrap();
-    assert_eq!(rows.num_rows(), 2);
-    let heldout = rows.column_by_name("heldout_loss").unwrap().as_primitive::<Float64Type>();
-    assert_eq!((heldout.is_null(0), heldout.value(1)), (true, 1.5));
-}
-
 #[tokio::test]
 async fn a_training_on_the_processor_gives_weights_and_an_event_a_step() {
     let texts = ["Ida Brandt founded the Harbour Office in 1874.", "The Harbour Office keeps nine pilots."];
@@ -150,7 +109,8 @@ async fn a_training_on_the_processor_gives_weights_and_an_event_a_step() {
         let rows: Vec<_> = texts.iter().map(|text| row(text)).collect();
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let watched = Watched { heldout: rows.clone(), prompts: vec![rows[0].ids[..4].to_vec()], stop: vec![] };
+        let prompts = vec![rows[0].ids[..4].to_vec()];
+        let watched = Watched { heldout: rows.clone(), prompts, ..Watched::default() };
         let weights = Arc::new(weights);
         let job = Job { architecture, weights, rows, watched, settings, seed: 7, progress: None };
         let counters = Arc::new(Counters::default());

@@ -59,6 +59,32 @@ pub struct Description {
     pub free: u64,
 }
 
+/// What tensor cores compute a second at most in bf16, dense, by a part of the device's name, from NVIDIA's data sheets; of two
+/// parts that are in a name the first counts.
+const BF16_FLOPS: [(&str, f64); 14] = [
+    ("B200", 2.25e15),
+    ("H200", 9.89e14),
+    ("H100 PCIe", 7.56e14),
+    ("H100 NVL", 8.35e14),
+    ("H100", 9.89e14),
+    ("A100", 3.12e14),
+    ("A40", 1.497e14),
+    ("L40S", 3.62e14),
+    ("L40", 1.81e14),
+    ("L4", 1.21e14),
+    ("RTX 5090", 2.095e14),
+    ("RTX 4090", 1.652e14),
+    ("RTX 3090", 7.1e13),
+    ("A10", 1.25e14),
+];
+
+impl Description {
+    /// What the device computes a second at most in bf16, dense, where it is known.
+    pub fn bf16_flops(&self) -> Option<f64> {
+        BF16_FLOPS.into_iter().find(|(part, _)| self.name.contains(part)).map(|(_, flops)| flops)
+    }
+}
+
 impl Device {
     /// How many CUDA devices can be used.
     ///
@@ -136,6 +162,19 @@ mod tests {
             assert!(matches!(Device::resolve(name), Err(DeviceError::Unknown(_))), "{name}");
         }
         assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
+    }
+
+    #[test]
+    fn a_known_device_says_what_it_computes_at_most() {
+        let of = |name: &str| {
+            let described = Description { device: "cuda:0".into(), name: name.into(), threads: None, memory: 0, free: 0 };
+            described.bf16_flops()
+        };
+        assert_eq!(of("NVIDIA H100 80GB HBM3"), Some(9.89e14));
+        assert_eq!(of("NVIDIA H100 PCIe"), Some(7.56e14));
+        assert_eq!(of("NVIDIA L40S"), Some(3.62e14));
+        assert_eq!(of("NVIDIA A100-SXM4-80GB"), Some(3.12e14));
+        assert_eq!(of("NVIDIA T400"), None);
     }
 
     #[test]

@@ -13,7 +13,6 @@ use crate::graph::Placing;
 use crate::optimizer::tests::ADAMW;
 use crate::optimizer::{Optimizer, Rule};
 use crate::pack::Batch;
-use crate::settings::Lora;
 use crate::weights::{Tensors, Weights, initialise};
 use crate::{cpu, graph};
 
@@ -227,11 +226,10 @@ fn peft(weight: &str, which: &str) -> String {
 fn an_adapter_equals_that_of_peft() {
     let (base, expected) = (Checkpoint::read(&folder("llama_scaled")).unwrap(), expected("lora"));
     let adapter = Adapter::read(&folder("lora"), &base.architecture).unwrap();
-    assert_eq!((adapter.rank, adapter.scale(), adapter.pairs.len()), (3, 2.0, 14));
+    assert_eq!((adapter.lora.rank, adapter.scale(), adapter.pairs.len()), (3, 2.0, 14));
     let merged = Merged::new(base.weights.clone(), adapter.clone());
     let mut cpu = cpu::Model::new(&base.architecture, &merged).unwrap();
-    let lora = Lora { rank: adapter.rank, alpha: adapter.alpha };
-    let placing = Placing { lora: Some((lora, 1)), ..PLACING };
+    let placing = Placing { lora: Some((adapter.lora, 1)), ..PLACING };
     let mut graph = on_burn(&base.architecture, &*base.weights, placing);
     let fresh = trained(&base.architecture, &graph);
     assert_eq!(fresh, Weights::of(&base.architecture, &*base.weights).unwrap(), "a fresh adapter changes nothing");

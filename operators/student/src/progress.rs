@@ -11,7 +11,7 @@ use crate::checkpoint::{CheckpointError, Shards, whole, write_file, write_tensor
 use crate::engine::{Engine, EngineError};
 use crate::pack::Row;
 use crate::settings::Settings;
-use crate::train::Event;
+use crate::train::{Event, Seen};
 use crate::weights::TensorError;
 
 const STATE: &str = "state.json";
@@ -45,6 +45,8 @@ pub(crate) struct Reached {
     digest: String,
     pub(crate) steps: usize,
     pub(crate) tokens: u64,
+    /// What was seen before the first step.
+    pub(crate) before: Option<Seen>,
     /// Every step's event.
     pub(crate) events: Vec<Event>,
 }

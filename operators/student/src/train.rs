@@ -48,11 +48,13 @@ pub struct Job {
     pub progress: Option<Progress>,
 }
 
-/// What a training is watched by, every [`Settings::evaluate_every`] steps and at its end.
+/// What a training is watched by: before its first step, every [`Settings::evaluate_every`] steps and at its end.
 #[derive(Debug, Clone, Default)]
 pub struct Watched {
     /// Rows of what is trained on whose loss is measured: whether it learns or memorises.
     pub heldout: Vec<Row>,
+    /// Rows of what the model knew before, whose loss is measured, too: whether it forgets.
+    pub replay: Vec<Row>,
     /// Texts that the model goes on with, greedily.
     pub prompts: Vec<Vec<u32>>,
     /// Tokens that end what it says.
@@ -87,12 +89,22 @@ pub struct Event {
     pub seen: Option<Seen>,
 }
 
-/// What was seen after a step.
+impl Watched {
+    /// Whether there is nothing to look at.
+    fn is_empty(&self) -> bool {
+        self.heldout.is_empty() && self.replay.is_empty() && self.prompts.is_empty()
+    }
+}
+
+/// What was seen after a step, or before the first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Mean cross-entropy over the targets of all held-out rows.
+    /// Mean cross-entropy over the targets of all held-out rows of what is trained on.
     #[serde(with = "exact::optional")]
     pub heldout_loss: Option<f64>,
+    /// Mean cross-entropy over the targets of all rows of what the model knew before.
+    #[serde(with = "exact::optional")]
+    pub replay_loss: Option<f64>,
     /// The new tokens of each prompt.
     pub samples: Vec<Vec<u32>>,
 }
@@ -135,6 +147,8 @@ pub struct Trained {
     pub tokens: u64,
     /// Mean loss over the last tenth of the steps (at least one).
     pub loss: f64,
+    /// What was seen before the first step, if anything is watched.
+    pub before: Option<Seen>,
     /// What each step measured, those before it was gone on with included.
     pub events: Vec<Event>,
 }
@@ -268,7 +282,7 @@ pub fn train(job: Job, device: &Device, on_event: &mut dyn FnMut(&Event) -> Cont
             settings.sequence_length, architecture.max_position_embeddings
         )));
     }
-    check_rows(rows.iter().chain(&watched.heldout), &architecture)?;
+    check_rows(rows.iter().chain(&watched.heldout).chain(&watched.replay), &architecture)?;
     architecture.set_precision(settings.precision);
     let windows: Vec<Vec<Vec<Piece>>> = steps(&rows, &settings, seed).into_iter().flatten().collect();
     if windows.is_empty() {
@@ -291,7 +305,13 @@ pub fn train(job: Job, device: &Device, on_event: &mut dyn FnMut(&Event) -> Cont
         engine.restore(saved.steps, &optimizer, &state).map_err(|error| failed(*device, error))?;
         reached = saved;
     }
-    let watch = Watch::new(watched, &settings, architecture.vocab_size, seed);
+    let watch = (!watched.is_empty()).then(|| Watch::new(watched, &settings, architecture.vocab_size, seed));
+    let look = |engine: &mut dyn Engine| {
+        watch.as_ref().map(|watch| watch.look(engine)).transpose().map_err(|error| failed(*device, error))
+    };
+    if reached.steps == 0 {
+        reached.before = look(&mut *engine)?;
+    }
     let micro = micro_batch(&settings, device);
     let (steps, length) = (windows.len(), settings.sequence_length);
     let begun = (Instant::now(), reached.tokens);
@@ -325,7 +345,7 @@ pub fn train(job: Job, device: &Device, on_event: &mut dyn FnMut(&Event) -> Cont
             let seconds = begun.0.elapsed().as_secs_f64() - watching;
             let due = step == steps || settings.evaluate_every.is_some_and(|every| step.is_multiple_of(every));
             let since = Instant::now();
-            let seen = if due { Some(watch.look(&mut *engine).map_err(|error| failed(*device, error))?) } else { None };
+            let seen = if due { look(&mut *engine)? } else { None };
             let event = Event {
                 step,
                 steps,
@@ -349,10 +369,11 @@ pub fn train(job: Job, device: &Device, on_event: &mut dyn FnMut(&Event) -> Cont
         }
         Ok(())
     })?;
-    let Reached { steps: done, tokens, events, .. } = reached;
+    let Reached { steps: done, tokens, before, events, .. } = reached;
     let last = &events[events.len() - events.len().div_ceil(10)..];
     let loss = last.iter().map(|event| event.loss).sum::<f64>() / last.len() as f64;
-    Ok(Trained { engine, device: *device, architecture, steps: done, finished: !stopped || done == steps, tokens, loss, events })
+    let finished = !stopped || done == steps;
+    Ok(Trained { engine, device: *device, architecture, steps: done, finished, tokens, loss, before, events })
 }
 
 /// Sequences that are computed at a time.
@@ -397,6 +418,7 @@ fn check_rows<'a>(rows: impl Iterator<Item = &'a Row>, architecture: &Architectu
 /// What is watched, ready to be looked at.
 struct Watch {
     heldout: Vec<Batch>,
+    replay: Vec<Batch>,
     prompts: Vec<Vec<u32>>,
     sampling: Generation,
     vocabulary: usize,
@@ -405,10 +427,13 @@ struct Watch {
 impl Watch {
     fn new(watched: Watched, settings: &Settings, vocabulary: usize, seed: u64) -> Self {
         let (length, size) = (settings.sequence_length, settings.batch_size);
-        let rows = &watched.heldout;
-        let sequences = pack(rows, &order(rows.len(), seed, 0), length);
+        let batches = |rows: &[Row]| -> Vec<Batch> {
+            let sequences = pack(rows, &order(rows.len(), seed, 0), length);
+            sequences.chunks(size).map(|sequences| Batch::of(rows, sequences, size, length)).collect()
+        };
         Self {
-            heldout: sequences.chunks(size).map(|sequences| Batch::of(rows, sequences, size, length)).collect(),
+            heldout: batches(&watched.heldout),
+            replay: batches(&watched.replay),
             prompts: watched.prompts,
             sampling: Generation::greedy(SAMPLE_TOKENS, watched.stop),
             vocabulary,
@@ -418,6 +443,7 @@ impl Watch {
     fn look(&self, engine: &mut dyn Engine) -> Result<Seen, EngineError> {
         Ok(Seen {
             heldout_loss: mean_loss(engine, &self.heldout)?,
+            replay_loss: mean_loss(engine, &self.replay)?,
             samples: match self.prompts.is_empty() {
                 true => Vec::new(),
                 false => {

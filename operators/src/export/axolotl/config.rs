@@ -2,33 +2,11 @@
 
 use std::fmt::Write;
 
-use ingrain_student::Settings;
+use ingrain_student::{Rule, Settings, checkpoint::Projection};
 use serde_json::Value;
 
 use super::{HELDOUT, MIXTURE};
-use crate::export::Recipe;
-
-/// The model that training starts from.
-#[derive(Debug, PartialEq)]
-pub(super) enum Model {
-    /// A folder, or a repository of the Hugging Face hub.
-    Named { name: String, revision: Option<String> },
-    /// To be filled in.
-    Unknown,
-}
-
-impl Model {
-    /// What `hf://repository@revision` or a path means.
-    pub(super) fn of(path: &str) -> Self {
-        let Some(repository) = path.strip_prefix("hf://") else {
-            return Self::Named { name: path.to_owned(), revision: None };
-        };
-        match repository.split_once('@') {
-            Some((name, revision)) => Self::Named { name: name.to_owned(), revision: Some(revision.to_owned()) },
-            None => Self::Named { name: repository.to_owned(), revision: None },
-        }
-    }
-}
+use crate::export::{Model, Recipe};
 
 /// What the file says.
 pub(super) struct Config<'a> {
@@ -36,7 +14,8 @@ pub(super) struct Config<'a> {
     pub(super) name: &'a str,
     pub(super) recipe: Option<&'a Recipe<'a>>,
     pub(super) settings: &'a Settings,
-    pub(super) model: Model,
+    /// The model that training starts from; none if it is to be filled in.
+    pub(super) model: Option<Model>,
     /// The type of the data sets.
     pub(super) kind: &'static str,
     /// Whether there are rows whose loss is only measured.
@@ -107,14 +86,14 @@ impl Config<'_> {
     fn model(&self, lines: &mut Lines) {
         let base = self.recipe.map_or_else(String::new, |recipe| format!(" (stage `{}`)", recipe.base.stage));
         match &self.model {
-            Model::Named { name, revision } => {
+            Some(Model { name, revision }) => {
                 lines.about(&format!("The checkpoint to start from{base}."));
                 lines.set("base_model", quoted(name));
                 if let Some(revision) = revision {
                     lines.set("revision_of_model", quoted(revision));
                 }
             }
-            Model::Unknown => {
+            None => {
                 lines.about(&format!("FILL IN the checkpoint to start from{base}: a folder, or a name on the Hugging Face hub."));
                 lines.set("base_model", quoted("FILL IN"));
             }
@@ -168,9 +147,22 @@ impl Config<'_> {
         ));
         lines.set("micro_batch_size", 1);
         lines.from("gradient_accumulation_steps", settings.batch_size, &self.origin("batch"));
-        lines.about("AdamW, a linear warm-up and a cosine to 0.");
+        if let Some(lora) = settings.lora {
+            lines.about("An adapter beside every projection, in place of all weights.");
+            lines.set("adapter", "lora");
+            lines.from("lora_r", lora.rank, &self.origin("lora"));
+            lines.from("lora_alpha", number(lora.alpha), &self.origin("lora"));
+            lines.set("lora_dropout", "0.0");
+            let modules = Projection::ALL.map(|projection| format!("\n  - {}", projection.module())).concat();
+            let _ = writeln!(lines.0, "lora_target_modules:{modules}");
+        }
+        lines.about("A linear warm-up and a cosine to 0.");
         lines.from("num_epochs", settings.epochs, &self.origin("epochs"));
-        lines.set("optimizer", "adamw_torch_fused");
+        let optimizer = match settings.optimizer {
+            Rule::AdamW => "adamw_torch_fused",
+            Rule::Adafactor => "adafactor",
+        };
+        lines.from("optimizer", optimizer, &self.origin("optimizer"));
         lines.set("lr_scheduler", "cosine");
         for (key, value, field) in [
             ("learning_rate", settings.learning_rate, "learning_rate"),
@@ -215,6 +207,7 @@ fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ingrain_student::Lora;
     use serde_json::json;
 
     use super::*;
@@ -234,7 +227,7 @@ mod tests {
             name: "handbook/mixture",
             recipe: Some(&recipe),
             settings: &settings,
-            model: Model::of("hf://meta/llama@abc"),
+            model: Some(Model::of("hf://meta/llama@abc")),
             kind: "completion",
             heldout: true,
         };
@@ -252,6 +245,25 @@ mod tests {
         ] {
             assert!(yaml.contains(line), "{yaml}");
         }
+        assert_eq!((value.get("adapter"), &value["optimizer"]), (None, &json!("adamw_torch_fused")));
+    }
+
+    #[test]
+    fn an_adapter_is_one_there_too() {
+        let lora = Some(Lora { rank: 8, alpha: 16.0 });
+        let settings = Settings { lora, optimizer: Rule::Adafactor, ..Settings::pretrained() };
+        let config = Config {
+            name: "handbook/mixture",
+            recipe: None,
+            settings: &settings,
+            model: None,
+            kind: "completion",
+            heldout: false,
+        };
+        let value = parsed(&config);
+        assert_eq!((&value["adapter"], &value["lora_r"], &value["lora_alpha"]), (&json!("lora"), &json!(8), &json!(16.0)));
+        let modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        assert_eq!((&value["lora_target_modules"], &value["optimizer"]), (&json!(modules), &json!("adafactor")));
     }
 
     #[test]
@@ -261,7 +273,7 @@ mod tests {
             name: "handbook/mixture",
             recipe: None,
             settings: &settings,
-            model: Model::Unknown,
+            model: None,
             kind: "input_output",
             heldout: false,
         };
@@ -270,11 +282,5 @@ mod tests {
         assert_eq!(value["sequence_len"], 2048);
         assert_eq!(value["train_on_inputs"], false);
         assert_eq!((value.get("test_datasets"), value.get("seed")), (None, None));
-    }
-
-    #[test]
-    fn a_path_on_this_machine_has_no_revision() {
-        assert_eq!(Model::of("/models/a@b"), Model::Named { name: "/models/a@b".into(), revision: None });
-        assert_eq!(Model::of("hf://a/b"), Model::Named { name: "a/b".into(), revision: None });
     }
 }

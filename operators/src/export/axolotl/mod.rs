@@ -22,13 +22,13 @@ use ingrain_engine::failure::Failure;
 use ingrain_student::{Architecture, Precision};
 use serde_json::{Value, json};
 
-use self::config::{Config, Model};
-use super::{Base, Exported, Hashed, Recipe, Written, copy_files, croissant, staged_folder};
+use self::config::Config;
+use super::{Base, Exported, Hashed, Model, Recipe, Written, copy_files, croissant, staged_folder};
 use crate::{
     checkpoint::FOLDER,
     columns::{is_text, optional_text, text},
     tokenizer::{FILE, failure},
-    train::{LossOn, Train, heldout_below, lot},
+    train::{HeldOut, LossOn, Lot, Train},
 };
 
 const MIXTURE: &str = "mixture.jsonl";
@@ -59,13 +59,10 @@ pub(super) async fn folder(output: &Exported<'_>, destination: &Path, parent: &P
         (Some(recipe), Some(train)) => train.settings(recipe.base.random, Precision::Bf16),
         _ => ingrain_student::Settings::pretrained(),
     };
-    let bound = match &train {
-        Some(train) => heldout_below(lots(output).await?.into_iter(), train.heldout),
-        None => 0.0,
-    };
+    let heldout = HeldOut::of(lots(output).await?.into_iter(), train.as_ref().map_or(0.0, |train| train.heldout));
 
     let staging = staged_folder(parent)?;
-    let written = rows(output, &lines, bound, settings.sequence_length, staging.path()).await?;
+    let written = rows(output, &lines, heldout, settings.sequence_length, staging.path()).await?;
     let mut notes = Vec::new();
     if written.long > 0 {
         notes.push(format!(
@@ -84,27 +81,27 @@ pub(super) async fn folder(output: &Exported<'_>, destination: &Path, parent: &P
 }
 
 /// Where the model is that training starts from; a checkpoint of the store is copied beside the rows.
-async fn model(recipe: Option<&Recipe<'_>>, folder: &Path, notes: &mut Vec<String>) -> Result<Model, Failure> {
+async fn model(recipe: Option<&Recipe<'_>>, folder: &Path, notes: &mut Vec<String>) -> Result<Option<Model>, Failure> {
     let Some(recipe) = recipe else {
         notes.push(format!(
             "no `train` stage of the pipeline reads it: `{CONFIG}` has the defaults for a pretrained base, and its `base_model` is to be \
              filled in"
         ));
-        return Ok(Model::Unknown);
+        return Ok(None);
     };
     match &recipe.base {
-        Base { path: Some(path), .. } => Ok(Model::of(path)),
+        Base { path: Some(path), .. } => Ok(Some(Model::of(path))),
         Base { table: Some(table), .. } => {
             let to = folder.join(BASE);
             std::fs::create_dir(&to)?;
             copy_files(table, &to).await?;
-            Ok(Model::Named { name: format!("./{BASE}"), revision: None })
+            Ok(Some(Model { name: format!("./{BASE}"), revision: None }))
         }
         Base { stage, .. } => {
             notes.push(format!(
                 "`{stage}` hasn't run as it stands now, so that `base_model` in `{CONFIG}` is to be filled in: run it and export again"
             ));
-            Ok(Model::Unknown)
+            Ok(None)
         }
     }
 }
@@ -175,10 +172,12 @@ impl Lines {
 }
 
 /// The lots of all rows, which decide who is held out.
-async fn lots(output: &Exported<'_>) -> Result<Vec<f64>, Failure> {
+async fn lots(output: &Exported<'_>) -> Result<Vec<Lot>, Failure> {
     let (mut batches, mut lots) = (output.table.stream().await?, Vec::new());
     while let Some(batch) = batches.try_next().await? {
-        lots.extend(text(&batch, "parent_id")?.iter().map(|parent| lot(parent.unwrap_or_default())));
+        for row in 0..batch.num_rows() {
+            lots.push(Lot::of(&batch, row)?);
+        }
     }
     Ok(lots)
 }
@@ -191,19 +190,18 @@ struct Rows {
     long: u64,
 }
 
-/// Writes rows to `folder`, those whose lot lies below `bound` apart, and describes each file.
-async fn rows(output: &Exported<'_>, lines: &Lines, bound: f64, sequence: usize, folder: &Path) -> Result<Rows, Failure> {
+/// Writes rows to `folder`, those that are held out apart, and describes each file.
+async fn rows(output: &Exported<'_>, lines: &Lines, bounds: HeldOut, sequence: usize, folder: &Path) -> Result<Rows, Failure> {
     let mut written = Rows { mixture: 0, heldout: 0, long: 0 };
     let mut mixture = Hashed::new(BufWriter::new(File::create(folder.join(MIXTURE))?));
     let mut heldout = Hashed::new(BufWriter::new(File::create(folder.join(HELDOUT))?));
     let mut batches = output.table.stream().await?;
     while let Some(batch) = batches.try_next().await? {
-        let parents = text(&batch, "parent_id")?;
         // The begin and the end token come on top.
         let lengths = batch.column_by_name("token_count").and_then(|column| column.as_primitive_opt::<Int32Type>());
         for row in 0..batch.num_rows() {
             let line = lines.line(&batch, row)?;
-            let (file, count) = match lot(parents.value(row)) < bound {
+            let (file, count) = match bounds.holds(Lot::of(&batch, row)?) {
                 true => (&mut heldout, &mut written.heldout),
                 false => (&mut mixture, &mut written.mixture),
             };

@@ -11,9 +11,11 @@ use super::shards::Shards;
 use super::writing::{whole, write_file, write_tensors};
 use super::{CheckpointError, pretty, text_file};
 use crate::architecture::{Architecture, Precision};
+use crate::settings::Lora;
 use crate::weights::{HostTensor, TensorError, Tensors, Weights};
 
-const CONFIG: &str = "adapter_config.json";
+/// The file that says what an adapter is.
+pub const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts in front of the names of the model's own tensors.
 const PREFIX: &str = "base_model.model.";
@@ -36,6 +38,12 @@ impl Projection {
     /// Every one, in the order of the forward pass.
     pub const ALL: [Self; 7] = [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 
+    /// Its name in a layer, without that of the part.
+    pub fn module(self) -> &'static str {
+        let weight = self.weight().trim_end_matches(".weight");
+        weight.rsplit_once('.').map_or(weight, |(_, module)| module)
+    }
+
     /// The name of its weight in a layer.
     pub fn weight(self) -> &'static str {
         match self {
@@ -54,10 +62,8 @@ impl Projection {
 /// `W + alpha / rank * B * A` takes its place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
-    /// Rows of every `A`.
-    pub rank: usize,
-    /// The scale's numerator.
-    pub alpha: f64,
+    /// Its rank and scale.
+    pub lora: Lora,
     /// `A` and `B` under the name of the weight that they change.
     pub pairs: BTreeMap<String, (HostTensor, HostTensor)>,
 }
@@ -130,7 +136,7 @@ impl Adapter {
         if pairs.is_empty() || names.len() != 2 * pairs.len() {
             return Err(misfit("it must hold pairs of `lora_A` and `lora_B`, and nothing else".into()));
         }
-        Ok(Self { rank: config.r, alpha: config.lora_alpha, pairs })
+        Ok(Self { lora: Lora { rank: config.r, alpha: config.lora_alpha }, pairs })
     }
 
     /// Writes the adapter's folder, which must not exist, as [`super::Checkpoint::write`] does. `base` is where its users find
@@ -145,8 +151,8 @@ impl Adapter {
         targets.sort_unstable();
         targets.dedup();
         let config = json!({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": self.rank,
-            "lora_alpha": self.alpha, "lora_dropout": 0.0, "target_modules": targets, "bias": "none",
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": self.lora.rank,
+            "lora_alpha": self.lora.alpha, "lora_dropout": 0.0, "target_modules": targets, "bias": "none",
             "fan_in_fan_out": false, "inference_mode": true, "modules_to_save": null,
         });
         let mut tensors = Weights::default();
@@ -164,7 +170,7 @@ impl Adapter {
 
     /// What every product `B * A` is multiplied by.
     pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
+        self.lora.alpha / self.lora.rank as f64
     }
 }
 

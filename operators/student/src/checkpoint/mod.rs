@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub use self::adapter::{Adapter, Merged, Projection};
+pub use self::adapter::{Adapter, CONFIG as ADAPTER_CONFIG, Merged, Projection};
 pub use self::shards::Shards;
 pub(crate) use self::writing::{whole, write_file, write_folder, write_tensors};
 use crate::architecture::{Architecture, ArchitectureError, TokenIds};

@@ -430,7 +430,7 @@ impl Engine for Model {
     }
 
     fn adapter(&self) -> Result<Option<Adapter>, EngineError> {
-        let Some(Lora { rank, alpha }) = self.lora else { return Ok(None) };
+        let Some(lora) = self.lora else { return Ok(None) };
         let mut pairs = std::collections::BTreeMap::new();
         for layer in &self.layers {
             for (projection, [a, b]) in Projection::ALL.into_iter().zip(&layer.adapter) {
@@ -439,7 +439,7 @@ impl Engine for Model {
                 pairs.insert(name, guarded(|| Ok((a.host()?, b.host()?)))?);
             }
         }
-        Ok(Some(Adapter { rank, alpha, pairs }))
+        Ok(Some(Adapter { lora, pairs }))
     }
 
     fn state(&self) -> Vec<(String, Vec<usize>)> {

@@ -17,7 +17,12 @@ fn job(settings: Settings) -> (Job, Tokenizer) {
     let rows =
         SENTENCES.map(|sentence| Row::whole(tokenizer.begin_id(), &[], &tokenizer.encode(sentence).unwrap(), tokenizer.end_id()));
     let weights = Arc::new(initialise(&architecture, 3));
-    let watched = Watched { heldout: rows[..1].to_vec(), stop: vec![tokenizer.end_id()], ..Watched::default() };
+    let watched = Watched {
+        heldout: rows[..1].to_vec(),
+        replay: rows[1..3].to_vec(),
+        stop: vec![tokenizer.end_id()],
+        ..Watched::default()
+    };
     (Job { architecture, weights, rows: rows.to_vec(), watched, settings, seed: 9, progress: None }, tokenizer)
 }
 
@@ -53,7 +58,12 @@ fn four_sentences_are_learnt_by_heart() {
             .collect::<Vec<_>>()
     );
     let seen = events.last().unwrap().seen.as_ref().unwrap();
-    assert!(seen.heldout_loss.unwrap() < 0.1);
+    let before = trained.before.as_ref().unwrap();
+    for loss in [|seen: &Seen| seen.heldout_loss.unwrap(), |seen: &Seen| seen.replay_loss.unwrap()] {
+        assert!(loss(before) > 5.0 && loss(seen) < 0.1);
+    }
+    assert_ne!(before.heldout_loss, before.replay_loss);
+    assert_ne!(before.samples, seen.samples);
     let mut scorer = crate::Scorer::new(&architecture, &trained.weights().unwrap(), &Device::Cpu).unwrap();
     let text = scorer.generate(&[prompt], &crate::Generation::greedy(60, vec![tokenizer.end_id()])).unwrap().remove(0);
     assert_eq!(tokenizer.decode(&text.ids).unwrap(), " was built in 1911 by Elsa Holm.");
