@@ -4,8 +4,10 @@ use std::io::Write;
 
 use ingrain_engine::{
     failure::Failure,
+    run::{Unfinished, remove_unfinished},
     store::{Collected, Keep},
 };
+use serde::Serialize;
 
 use crate::{
     End,
@@ -27,29 +29,50 @@ pub(crate) async fn gc(call: &GcCall) -> Result<(), End> {
         return forget::gc(call, &environment).await;
     }
     let collected = environment.store.collect(Keep { runs: call.keep, grace: call.grace }, call.dry_run).await?;
+    let unfinished = remove_unfinished(&environment, call.grace, call.dry_run)?;
+    let removed = Removed { collected, unfinished };
     if call.json {
-        let line = serde_json::to_string(&collected).map_err(|error| Failure::bug(error.to_string()))?;
+        let line = serde_json::to_string(&removed).map_err(|error| Failure::bug(error.to_string()))?;
         writeln!(std::io::stdout().lock(), "{line}").map_err(Failure::from)?;
         return Ok(());
     }
-    tell(&said(&collected, call.dry_run), None);
+    tell(&said(&removed, call.dry_run), None);
     Ok(())
 }
 
-fn said(collected: &Collected, dry_run: bool) -> String {
-    let Collected { artifacts, runs, files, bytes, later_bytes } = collected;
+/// What was removed of the store, and of what trainings had reached on this machine.
+#[derive(Serialize)]
+struct Removed {
+    #[serde(flatten)]
+    collected: Collected,
+    unfinished: Unfinished,
+}
+
+fn said(removed: &Removed, dry_run: bool) -> String {
+    let Collected { artifacts, runs, files, bytes, later_bytes } = &removed.collected;
     let word = if dry_run { "would remove" } else { "removed" };
     let later = match later_bytes {
         0 => String::new(),
         later => format!("; {} follow when the grace time is over", size(*later)),
     };
+    let unfinished = match removed.unfinished {
+        Unfinished { stages: 0, .. } => String::new(),
+        Unfinished { stages, bytes } => {
+            format!("; of this machine's cache what {} had reached, {}", trainings(stages), size(bytes))
+        }
+    };
     format!(
-        "{word} {} artifacts, {} records of runs, {} files of {}{later}",
+        "{word} {} artifacts, {} records of runs, {} files of {}{later}{unfinished}",
         grouped(*artifacts as u64),
         grouped(*runs as u64),
         grouped(*files as u64),
         size(*bytes)
     )
+}
+
+/// "1 unfinished training"
+fn trainings(count: usize) -> String {
+    format!("{} unfinished training{}", grouped(count as u64), if count == 1 { "" } else { "s" })
 }
 
 /// "1.5 GiB"

@@ -3,9 +3,12 @@
 use std::{
     collections::BTreeSet,
     fs,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+
+use serde_json::Value;
 
 use crate::project::{Project, Said};
 
@@ -50,6 +53,16 @@ fn worker(run: &Child) -> Option<u32> {
     tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok()?.split(' ').next()?.parse().ok()).next()
 }
 
+fn copied(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("made");
+    for entry in fs::read_dir(from).expect("a folder").flatten() {
+        match entry.path().is_dir() {
+            true => copied(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).expect("copied")),
+        }
+    }
+}
+
 fn kill(process: u32) {
     let status = Command::new("kill").args(["-9", &process.to_string()]).status().expect("kill");
     assert!(status.success());
@@ -81,6 +94,21 @@ fn a_training_that_is_killed_twice_gives_the_same_bits() {
     let ended = Said::of(&run.wait_with_output().expect("an end"));
     assert_eq!(ended.code, 1);
     assert!(ended.stderr.contains("ended without a result"), "{}", ended.stderr);
+
+    // It is kept as long as it is young; what nobody goes on with, `gc` removes (of another machine's cache here).
+    let elsewhere = project.path("elsewhere");
+    copied(&project.path(".cache/progress"), &elsewhere.join("progress"));
+    let gc = |grace: &str, dry: &[&str]| -> Value {
+        let words = [&["gc", "pipeline.yaml", "--json", "--grace", grace], dry].concat();
+        let output = project.command(&words).env("INGRAIN_CACHE", &elsewhere).output().expect("the binary starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    assert_eq!(gc("1h", &[])["unfinished"]["stages"], 0);
+    let would = gc("0s", &["--dry-run"]);
+    assert!(would["unfinished"]["bytes"].as_u64() > Some(1_000_000), "{would}");
+    assert_eq!(gc("0s", &[])["unfinished"], would["unfinished"]);
+    assert_eq!(gc("0s", &[])["unfinished"]["stages"], 0);
 
     let first = *seen.last().expect("something saved");
     let (mut run, seen) = trained_beyond(&project, first);

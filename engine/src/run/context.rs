@@ -498,7 +498,7 @@ impl TaskContext {
 
     /// A local folder, which may not exist yet, for what the task has reached. It belongs to this filling of the stage's key on
     /// this machine, outlives a process that is killed, and is removed when the stage is committed. Two runs may be at the same
-    /// stage at once.
+    /// stage at once. A task that locks a file there keeps `gc` away.
     pub fn progress(&self) -> &Path {
         &self.progress
     }

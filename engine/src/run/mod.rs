@@ -21,6 +21,7 @@ mod sources;
 mod stage;
 mod table;
 mod task;
+mod unfinished;
 mod walk;
 mod worker;
 mod write;
@@ -39,6 +40,7 @@ pub use self::{
     session::default_memory,
     sources::{SourceFile, check_place},
     table::{Table, query},
+    unfinished::{Unfinished, remove_unfinished},
     worker::serve_worker,
 };
 pub(crate) use self::{resolve::last_run, table::look_up};
