@@ -46,6 +46,21 @@ pub struct Registry {
     pub model_cost: fn(&Value) -> Cost,
 }
 
+#[cfg(test)]
+impl Registry {
+    /// No operators, and models that cost nothing.
+    pub(crate) const EMPTY: Self = Self {
+        operators: &[],
+        planned: &[],
+        model_schema: schemars::Schema::default,
+        model_beside: |entry, _| entry.clone(),
+        model_ready: |_| Ok(()),
+        model_identity: |entry, _| Ok(entry.clone()),
+        model_on_device: |_| false,
+        model_cost: |_| Cost::Free,
+    };
+}
+
 /// What asking a model costs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Cost {

@@ -13,20 +13,9 @@ use serde_json::Value;
 
 use super::{Affected, Artifact, Edge, Ids, Lineage, Name, Parent};
 use crate::{
-    operator::{Cost, Registry},
+    operator::Registry,
     run::{Environment, Settings},
     store::{Buckets, Manifest, Part, Store, TableManifest},
-};
-
-const REGISTRY: Registry = Registry {
-    operators: &[],
-    planned: &[],
-    model_schema: schemars::Schema::default,
-    model_beside: |entry, _| entry.clone(),
-    model_ready: |_| Ok(()),
-    model_identity: |entry, _| Ok(entry.clone()),
-    model_on_device: |_| false,
-    model_cost: |_| Cost::Free,
 };
 
 /// A store on which artifacts are made by hand.
@@ -51,7 +40,7 @@ impl Place {
             buckets: Buckets::default(),
             cache: folder.path().join("cache"),
             cache_limit: 1 << 30,
-            registry: REGISTRY,
+            registry: Registry::EMPTY,
             file: "pipeline.yaml".into(),
             models: BTreeMap::new(),
             device: "cpu".into(),

@@ -20,19 +20,8 @@ use serde_json::json;
 use super::{Environment, Settings, Table, footer, node, query, session};
 use crate::{
     failure::Failure,
-    operator::{Cost, Registry, Source},
+    operator::{Registry, Source},
     store::{Buckets, Part, Store, TableManifest, part_name},
-};
-
-const REGISTRY: Registry = Registry {
-    operators: &[],
-    planned: &[],
-    model_schema: schemars::Schema::default,
-    model_beside: |entry, _| entry.clone(),
-    model_ready: |_| Ok(()),
-    model_identity: |entry, _| Ok(entry.clone()),
-    model_on_device: |_| false,
-    model_cost: |_| Cost::Free,
 };
 
 struct Place {
@@ -54,7 +43,7 @@ impl Place {
             buckets: Buckets::default(),
             cache: folder.path().join("cache"),
             cache_limit: 1 << 30,
-            registry: REGISTRY,
+            registry: Registry::EMPTY,
             file: "pipeline.yaml".into(),
             models: BTreeMap::new(),
             device: "cpu".into(),

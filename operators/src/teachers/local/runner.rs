@@ -58,15 +58,21 @@ impl Runner {
     /// Has a checkpoint go on with a prompt.
     pub(super) async fn write(&self, source: Arc<Source>, asked: Asked) -> Result<Written, Outage> {
         let (reply, written) = oneshot::channel();
-        let job = Message::Job(Box::new(Job { source, asked, reply }));
+        let mut job = Message::Job(Box::new(Job { source, asked, reply }));
         {
             let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-            let jobs = match &*thread {
-                Some(jobs) => jobs,
-                None => thread.insert(start(self.device.clone())?),
-            };
-            // If the thread is gone, so is the job, and the reply with it.
-            let _ = jobs.send(job);
+            loop {
+                let jobs = match &*thread {
+                    Some(jobs) => jobs,
+                    None => thread.insert(start(self.device.clone())?),
+                };
+                match jobs.send(job) {
+                    Ok(()) => break,
+                    // The thread broke down over what it was asked before.
+                    Err(mpsc::SendError(back)) => job = back,
+                }
+                *thread = None;
+            }
         }
         written.await.unwrap_or_else(|_| Err(Outage::teacher(format!("the model on `{}` broke down", self.device))))
     }
@@ -196,5 +202,29 @@ fn outage(error: WriteError) -> Outage {
         message: error.to_string(),
         hint: matches!(error, WriteError::Score(ingrain_student::ScoreError::Device { .. }))
             .then(|| "if its memory ran out, lower `max_output_tokens`, or choose a smaller model".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ingrain_student::Generation;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_broke_down_is_started_again() {
+        let (gone, _) = mpsc::channel();
+        let runner = Runner { device: "cpu".into(), thread: Mutex::new(Some(gone)) };
+        runner.vacate().await;
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source {
+            folder: folder.path().join("none"),
+            digest: "of another".into(),
+            cache: folder.path().to_owned(),
+            stopped: AtomicBool::new(false),
+        };
+        let asked = Asked { prompt: vec![1], how: Generation::greedy(1, vec![]), stop_strings: vec![] };
+        let outage = runner.write(Arc::new(source), asked).await.unwrap_err();
+        assert!(!outage.to_string().contains("broke down"), "{outage}");
     }
 }
