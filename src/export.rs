@@ -78,11 +78,13 @@ fn trained_on(pipeline: &Pipeline, index: StageIndex, output: &str) -> Vec<(Stag
     trainings.filter_map(base).collect()
 }
 
-/// What the `path` of a `checkpoint` stage names: a folder in full, or something on the hub as it is written.
+/// What the `path` of a `checkpoint` stage names, where other tools can read it: a folder in full, or something on the hub as it is
+/// written.
 fn base_path(pipeline: &Pipeline, base: StageIndex) -> Option<String> {
     let written = pipeline.plan.stage(base).config.get("path")?.as_str()?;
     if written.contains("://") {
-        return Some(written.to_owned());
+        // Nobody else reads a model from a bucket.
+        return written.starts_with("hf://").then(|| written.to_owned());
     }
     let path = pipeline.plan.folder.join(written);
     Some(absolute(&path).unwrap_or(path).to_string_lossy().into_owned())

@@ -18,6 +18,21 @@ pub enum Render {
     Chat,
 }
 
+impl Render {
+    /// As it is written in a pipeline file.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Qa => "qa",
+            Self::Chat => "chat",
+        }
+    }
+
+    /// The one that is written so.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Qa, Self::Chat].into_iter().find(|render| render.as_str() == name)
+    }
+}
+
 /// A turn of a conversation that is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,7 +70,7 @@ pub(crate) struct Chat {
 
 /// A question with its answer in a chat template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Conversation {
+pub(crate) struct Exchange {
     /// The turns, as JSON.
     pub(crate) messages: String,
     /// The whole text.
@@ -101,22 +116,16 @@ impl Chat {
     /// # Errors
     /// When the template fails on them.
     pub(crate) fn answered(&self, question: &str, answer: &str) -> Result<(Vec<u32>, Vec<u32>), ChatError> {
-        let example = |answer| {
-            let turns = [Turn { role: "user", content: question }, Turn { role: "assistant", content: answer }];
-            self.template.example(&self.tokenizer, &turns)
-        };
-        let (Example { ids, prompt }, nothing) = (example(answer)?, example("")?.ids);
-        // What a template always puts in front of an answer (no thoughts, say) is no part of it.
-        let begin = prompt.max(ids.iter().zip(&nothing).take_while(|(one, other)| one == other).count());
-        let end = ids[begin..].iter().position(|id| self.tokenizer.is_special(*id)).map_or(ids.len(), |end| begin + end);
-        Ok((ids[..begin].to_vec(), ids[begin..end].to_vec()))
+        let turns = [Turn { role: "user", content: question }, Turn { role: "assistant", content: answer }];
+        let Example { ids, answer, .. } = self.template.example(&self.tokenizer, &turns)?;
+        Ok((ids[..answer.start].to_vec(), ids[answer].to_vec()))
     }
 
     /// A question with its answer.
     ///
     /// # Errors
     /// When the template fails on them.
-    pub(crate) fn conversation(&self, question: &str, answer: &str) -> Result<Conversation, ChatError> {
+    pub(crate) fn exchange(&self, question: &str, answer: &str) -> Result<Exchange, ChatError> {
         let messages =
             [Message { role: Role::User, content: question.into() }, Message { role: Role::Assistant, content: answer.into() }];
         let turns = messages.each_ref().map(Message::turn);
@@ -127,10 +136,10 @@ impl Chat {
         let tokens = self.template.example(&self.tokenizer, &turns)?.ids.len();
         // Texts have a JSON form always.
         let messages = serde_json::to_string(&messages).unwrap_or_default();
-        Ok(Conversation { messages, text, prompt, tokens })
+        Ok(Exchange { messages, text, prompt, tokens })
     }
 
-    /// The tokens of a conversation that is kept as [`Conversation::messages`], with those of its prompt.
+    /// The tokens of a conversation that is kept as [`Exchange::messages`], with those of its prompt.
     ///
     /// # Errors
     /// When it is no conversation, or the template fails on it.
@@ -206,7 +215,7 @@ mod tests {
                         {{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|begin|>assistant: {% endif %}";
         let files = |template: &str| BTreeMap::from([("chat_template.jinja".to_owned(), template.as_bytes().to_vec())]);
         let chat = Chat::of(&files(template), tokenizer.clone()).unwrap();
-        let whole = chat.conversation("Who <|end|>?", "Lotte.").unwrap();
+        let whole = chat.exchange("Who <|end|>?", "Lotte.").unwrap();
         assert_eq!(whole.text, "<|begin|>user: Who <|end|>?<|end|>\n<|begin|>assistant: <think></think>Lotte.<|end|>\n");
         assert_eq!(&whole.text[..whole.prompt], "<|begin|>user: Who <|end|>?<|end|>\n<|begin|>assistant: ");
         let learnt = chat.example(&whole.messages).unwrap();

@@ -156,7 +156,7 @@ fn an_adapter_leaves_with_the_place_of_its_base() {
     project.ran(&[]);
     let output = project.call(&["export", "pipeline.yaml", "tuned.adapter", "from-scratch"]);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && stderr.contains("the base lies in the store"), "{stderr}");
+    assert!(output.status.success() && stderr.contains("export it, too, and name that folder"), "{stderr}");
 }
 
 #[test]

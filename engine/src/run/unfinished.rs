@@ -35,31 +35,45 @@ pub fn remove_unfinished(environment: &Environment, grace: Duration, dry_run: bo
     };
     for stage in stages {
         let stage = stage?.path();
-        let mut found = Found { bytes: 0, last: SystemTime::UNIX_EPOCH, is_held: false };
-        match found.look(&stage) {
-            Ok(()) => {}
+        match remove(&stage, grace, dry_run) {
+            Ok(None) => {}
+            Ok(Some(bytes)) => {
+                removed.stages += 1;
+                removed.bytes += bytes;
+            }
             // The stage has just been finished.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
-        }
-        if found.is_held || found.last.elapsed().is_ok_and(|age| age < grace) {
-            continue;
-        }
-        removed.stages += 1;
-        removed.bytes += found.bytes;
-        if !dry_run {
-            fs::remove_dir_all(&stage)?;
         }
     }
     Ok(removed)
+}
+
+/// Removes the folder of a stage, and gives its bytes; none if it stays.
+fn remove(stage: &Path, grace: Duration, dry_run: bool) -> io::Result<Option<u64>> {
+    let mut found = Found { bytes: 0, last: SystemTime::UNIX_EPOCH, files: Vec::new() };
+    found.look(stage)?;
+    // A time to come is that of another clock.
+    if found.last.elapsed().map_or(true, |age| age < grace) {
+        return Ok(None);
+    }
+    // They are held until the folder is gone, so that no task goes on with what is being removed.
+    for file in &found.files {
+        if file.try_lock().is_err() {
+            return Ok(None);
+        }
+    }
+    if !dry_run {
+        fs::remove_dir_all(stage)?;
+    }
+    Ok(Some(found.bytes))
 }
 
 struct Found {
     bytes: u64,
     /// When something was written last.
     last: SystemTime,
-    /// Whether a process has locked a file.
-    is_held: bool,
+    files: Vec<File>,
 }
 
 impl Found {
@@ -73,7 +87,32 @@ impl Found {
             return Ok(());
         }
         self.bytes += about.len();
-        self.is_held |= File::open(path)?.try_lock().is_err();
+        self.files.push(File::open(path)?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_young_or_held_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = folder.path().join("stage");
+        fs::create_dir_all(stage.join("000000/000000000020")).unwrap();
+        fs::write(stage.join("000000/000000000020/state"), [0; 100]).unwrap();
+        let lock = File::create(stage.join("000000/lock")).unwrap();
+        let gone = |grace: u64, dry_run| remove(&stage, Duration::from_secs(grace), dry_run).unwrap();
+        assert_eq!(gone(3600, false), None, "it is young");
+        lock.lock().unwrap();
+        assert_eq!(gone(0, false), None, "somebody is at it");
+        lock.unlock().unwrap();
+        assert_eq!((gone(0, true), stage.exists()), (Some(100), true));
+        lock.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
+        assert_eq!(gone(0, false), None, "another clock wrote it");
+        lock.set_modified(SystemTime::now()).unwrap();
+        assert_eq!((gone(0, false), stage.exists()), (Some(100), false));
+        assert!(remove(&stage, Duration::ZERO, false).is_err_and(|error| error.kind() == io::ErrorKind::NotFound));
     }
 }

@@ -110,6 +110,7 @@ impl Task for Take {
             step: 0,
             tokens: 0,
             loss: None,
+            render: None,
         };
         context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
         tokenizer::put(context, TOKENIZER, &small).await

@@ -21,6 +21,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    columns::optional_text,
+    render::Render,
     teachers::texts,
     tokenizer::{self, FILE, FOLDER as TOKENIZER_FOLDER},
 };
@@ -30,7 +32,7 @@ const TOKENIZER: &str = "tokenizer";
 pub(crate) const FOLDER: &str = "checkpoint";
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Checkpoint>("checkpoint", 1)
+pub const TYPE: OperatorType = OperatorType::of::<Checkpoint>("checkpoint", 2)
     .unkeyed(&[("path", "the files that are found there are in the key, by name, size and state")]);
 
 /// Gives a model to start from: one in the layout of Hugging Face, with its tokenizer, or a preset's architecture with random
@@ -56,7 +58,7 @@ pub const TYPE: OperatorType = OperatorType::of::<Checkpoint>("checkpoint", 1)
 ///
 /// # Outputs
 /// - default: one row: `uri` (of the folder, relative to the artifact), `digest` (of the folder's files), `architecture` (the
-///   model's configuration as JSON), `step` and `tokens` (trained here so far: 0), `loss` (null), `final` (true). The files lie
+///   model's configuration as JSON), `step` and `tokens` (trained here so far: 0), `loss` (null), `render` (null: nobody here asked it anything yet), `final` (true). The files lie
 ///   beside it as `checkpoint/...`, a folder that `transformers` loads; weights behind a `path` are only referred to. There is no
 ///   `parent_id`.
 /// - `tokenizer`: the tokenizer, as the operator of that name gives it.
@@ -140,6 +142,7 @@ impl Task for Make {
             step: 0,
             tokens: 0,
             loss: None,
+            render: None,
         };
         context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
         tokenizer::put(context, TOKENIZER, &checkpoint.files).await
@@ -200,6 +203,7 @@ pub(crate) fn fields(parent: bool) -> Vec<Field> {
         Field::new("step", DataType::Int64, false),
         Field::new("tokens", DataType::Int64, false),
         Field::new("loss", DataType::Float64, true),
+        Field::new("render", DataType::Utf8, true),
         Field::new("final", DataType::Boolean, false),
     ]);
     fields
@@ -215,6 +219,8 @@ pub(crate) struct Row {
     pub(crate) step: i64,
     pub(crate) tokens: i64,
     pub(crate) loss: Option<f64>,
+    /// In which form it was asked in training, if in any.
+    pub(crate) render: Option<Render>,
 }
 
 impl Row {
@@ -230,6 +236,7 @@ impl Row {
             Arc::new(Int64Array::from(vec![self.step])),
             Arc::new(Int64Array::from(vec![self.tokens])),
             Arc::new(Float64Array::from(vec![self.loss])),
+            Arc::new(StringArray::from(vec![self.render.map(Render::as_str)])),
             Arc::new(BooleanArray::from(vec![true])),
         ]);
         Ok(RecordBatch::try_new(schema, columns)?)
@@ -244,6 +251,8 @@ pub(crate) struct Start {
     pub(crate) tokens: i64,
     /// Whether the weights are random.
     pub(crate) is_random: bool,
+    /// In which form it was asked in training, if in any.
+    pub(crate) render: Option<Render>,
 }
 
 impl Start {
@@ -259,7 +268,8 @@ impl Start {
             };
             let row_id = texts(batch, "row_id")?.value(row).to_owned();
             let is_random = row_id == Origin::Random.row_id(texts(batch, "digest")?.value(row));
-            return Ok(Self { row_id, step: number("step")?, tokens: number("tokens")?, is_random });
+            let render = optional_text(batch, "render", row)?.and_then(Render::from_name);
+            return Ok(Self { row_id, step: number("step")?, tokens: number("tokens")?, is_random, render });
         }
         Err(Failure::data("no row with `final` among the checkpoints"))
     }
@@ -302,14 +312,15 @@ mod tests {
             step,
             tokens: 2 * step,
             loss: Some(0.5),
+            render: Some(Render::Chat),
         };
         let earlier = row("a", 5).batch(schema.clone()).unwrap();
         let mut columns = earlier.columns().to_vec();
-        columns[8] = Arc::new(BooleanArray::from(vec![false]));
+        columns[9] = Arc::new(BooleanArray::from(vec![false]));
         let earlier = RecordBatch::try_new(schema.clone(), columns).unwrap();
         let last = row("b", 9).batch(schema).unwrap();
         let start = Start::of(&[earlier.clone(), last]).unwrap();
-        assert_eq!(start, Start { row_id: "b".into(), step: 9, tokens: 18, is_random: false });
+        assert_eq!(start, Start { row_id: "b".into(), step: 9, tokens: 18, is_random: false, render: Some(Render::Chat) });
         assert!(Start::of(&[earlier]).is_err());
         for (origin, is_random) in [(Origin::Random, true), (Origin::Given, false)] {
             let fresh = row(&origin.row_id("d"), 0).batch(Arc::new(Schema::new(fields(true)))).unwrap();

@@ -33,7 +33,7 @@ use self::{
     question::Questions,
 };
 use crate::{
-    columns::{blocking, is_text, is_texts},
+    columns::{blocking, is_text, is_texts, optional_text},
     rejects::{Reject, Rejects},
     render::Render,
 };
@@ -49,7 +49,7 @@ const PREDICTIONS: &str = "predictions";
 const AT_ONCE: usize = 64;
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 4)
+pub const TYPE: OperatorType = OperatorType::of::<Evaluate>("evaluate", 5)
     .planned(&["judge", "draws"])
     .reported()
     .detail(&["accuracy_raw", "accuracy_normalised"])
@@ -82,7 +82,8 @@ pub enum Method {
 /// lower-casing and without punctuation and articles, as SQuAD does. An answer without such a line, a refusal and an answer
 /// that is cut count as wrong; the last two are listed in `rejects`, too.
 ///
-/// **generate** with a `model`. The prompt is that of likelihood, and the model goes on from it until its end token (or another
+/// **generate** with a `model`. The prompt is that of likelihood (in a chat template without what it puts in front of every answer),
+/// and the model goes on from it until its end token (or another
 /// that the checkpoint or its template names as an end), as it was trained to: an explanation that ends in the answer. So an open-ended answer is right if what was written ends in it, and
 /// its F1 is that of as many last words as the right answer has. Options are not shown: the choice is the option that stands
 /// last in what was written, or no option.
@@ -146,10 +147,10 @@ pub struct Evaluate {
     /// aren't known.
     #[serde(default)]
     pub method: Option<Method>,
-    /// How questions become text for a `model`: `qa`, or `chat`, the checkpoint's chat template. Use the one that the mixture was
-    /// made with. Default: `qa`.
+    /// How questions become text for a `model`: `qa`, or `chat`, the checkpoint's chat template. Default: the form that the model was
+    /// trained in (its column `render`), and `qa` where that isn't known.
     #[serde(default)]
-    pub render: Render,
+    pub render: Option<Render>,
     /// Splits every figure by a column of the questions, or by a field of their `metadata`, beside the figure over all:
     /// with `by: distractors`, `accuracy[distractors=same_document]`. At least one question must have a value there. Default:
     /// no split.
@@ -220,7 +221,7 @@ impl Operator for Evaluate {
                     .hint("`method: generate`, or leave `tolerance` out"),
             );
         }
-        if self.render == Render::Chat && self.reader.is_some() {
+        if self.render == Some(Render::Chat) && self.reader.is_some() {
             mistakes.push(
                 Invalid::new("/render", "`chat` is for a `model`: a `reader` is asked in its own chat template")
                     .hint("leave `render` out"),
@@ -364,10 +365,14 @@ fn refuse(rejects: &mut Rejects, question: &str, reject: &Reject, attempts: i32)
 impl Evaluate {
     async fn by_model(&self, questions: Vec<question::Question>, context: &TaskContext) -> Result<Vec<Examined>, Failure> {
         let model = context.table(MODEL)?;
-        let mut last = 0;
+        let (mut last, mut trained_in) = (0, None);
         for batch in model.collect().await? {
             let rows = batch.column_by_name("final").and_then(|column| column.as_boolean_opt());
-            last += rows.map_or(0, |rows| rows.iter().filter(|row| *row == Some(true)).count());
+            let rows = rows.into_iter().flatten().enumerate().filter(|(_, is_final)| *is_final == Some(true));
+            for (row, _) in rows {
+                last += 1;
+                trained_in = optional_text(&batch, "render", row)?.and_then(Render::from_name);
+            }
         }
         if last != 1 {
             return Err(Failure::data(format!("of the checkpoints at port `{MODEL}`, {last} are `final`"))
@@ -383,7 +388,7 @@ impl Evaluate {
             seed: context.seed,
             tolerance: self.tolerance,
         });
-        let render = self.render;
+        let render = self.render.or(trained_in).unwrap_or_default();
         // A model stays on the thread that loaded it.
         blocking(move || {
             let mut examiner = Examiner::load(&folder, &device, render)?;

@@ -293,7 +293,7 @@ async fn folder(output: &Exported<'_>, destination: &Path, parent: &Path) -> Res
 fn name_base(config: &Path, base: Option<&str>) -> Result<Vec<String>, Failure> {
     let Some(base) = base else {
         return Ok(vec![format!(
-            "the base lies in the store: export it, too, and name its folder as `base_model_name_or_path` in `{ADAPTER}`"
+            "the base is no folder here and not on the hub: export it, too, and name that folder as `base_model_name_or_path` in `{ADAPTER}`"
         )]);
     };
     let malformed = |error: serde_json::Error| Failure::data(format!("`{ADAPTER}`: {error}"));

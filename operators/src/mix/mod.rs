@@ -18,7 +18,7 @@ use ingrain_engine::{
     run::{Table, Task, TaskContext},
     spec::Size,
 };
-use ingrain_student::Tokenizer;
+use ingrain_student::{ChatError, Tokenizer};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,8 @@ use crate::{
 };
 
 const SOURCES: &str = "sources";
-const REPLAY: &str = "replay";
+/// The port of general text, and the `kind` of its rows.
+pub(crate) const REPLAY: &str = "replay";
 /// The share of all tokens that is replay, where there is general text and nothing else is said.
 const SHARE: f64 = 0.1;
 pub(crate) const TOKENIZER: &str = "tokenizer";
@@ -227,7 +228,7 @@ fn fields(render: Render) -> Vec<Field> {
 
 /// How rows become text and tokens.
 #[derive(Debug, Clone)]
-struct Form {
+struct Renderer {
     tokenizer: Tokenizer,
     /// The chat template, where questions are put into one.
     chat: Option<Chat>,
@@ -249,7 +250,7 @@ impl Task for Mixing {
             Render::Qa => None,
             Render::Chat => Some(Chat::of(&files, tokenizer.clone())?),
         };
-        let form = Form { tokenizer, chat };
+        let renderer = Renderer { tokenizer, chat };
         let tables = context.tables(SOURCES).to_vec();
         let weights = self.config.integer_weights(tables.len()).map_err(|wrong| Failure::bug(wrong.message))?;
         let share = self.config.share().map_err(|wrong| Failure::bug(wrong.message))?;
@@ -265,9 +266,9 @@ impl Task for Mixing {
             let mut batches = table.stream().await?;
             while let Some(batch) = batches.try_next().await? {
                 context.count_units(batch.num_rows() as u64);
-                let form = form.clone();
+                let renderer = renderer.clone();
                 let (back, spooled, rejects) = blocking(move || {
-                    let rejects = read.add(&batch, &form, &mut spool)?;
+                    let rejects = read.add(&batch, &renderer, &mut spool)?;
                     Ok::<_, Failure>((read, spool, rejects))
                 })
                 .await??;
@@ -318,8 +319,8 @@ struct Read {
 
 impl Read {
     /// Renders and counts the rows of a batch, and gives those without text as rejects.
-    fn add(&mut self, batch: &RecordBatch, form: &Form, spool: &mut Spool) -> Result<Option<RecordBatch>, Failure> {
-        let rows = (0..batch.num_rows()).into_par_iter().map(|row| rendered(batch, row, self.kind, form));
+    fn add(&mut self, batch: &RecordBatch, renderer: &Renderer, spool: &mut Spool) -> Result<Option<RecordBatch>, Failure> {
+        let rows = (0..batch.num_rows()).into_par_iter().map(|row| rendered(batch, row, self.kind, renderer));
         let rows: Vec<Result<(Rendered, u32), Reject>> = rows.collect::<Result<_, Failure>>()?;
         let ids = text(batch, "row_id")?;
         let mut rejects = Rejects::default();
@@ -346,8 +347,13 @@ impl Read {
 }
 
 /// The text of a row with its tokens as packed.
-fn rendered(batch: &RecordBatch, row: usize, kind: Kind, form: &Form) -> Result<Result<(Rendered, u32), Reject>, Failure> {
-    let Form { tokenizer, chat } = form;
+fn rendered(
+    batch: &RecordBatch,
+    row: usize,
+    kind: Kind,
+    renderer: &Renderer,
+) -> Result<Result<(Rendered, u32), Reject>, Failure> {
+    let Renderer { tokenizer, chat } = renderer;
     let row_id = text(batch, "row_id")?.value(row).to_owned();
     let doc_id = optional_text(batch, "doc_id", row)?.map(str::to_owned);
     let count = |tokens: usize| {
@@ -362,12 +368,13 @@ fn rendered(batch: &RecordBatch, row: usize, kind: Kind, form: &Form) -> Result<
             (Some(question), Some(answer)) => {
                 let answer = render::completion(cell("explanation")?, answer);
                 if let Some(chat) = chat {
-                    return match chat.conversation(question.trim(), &answer) {
-                        Ok(render::Conversation { messages, text, prompt, tokens }) => {
+                    return match chat.exchange(question.trim(), &answer) {
+                        Ok(render::Exchange { messages, text, prompt, tokens }) => {
                             let tokens = count(tokens)?;
                             let (prompt, messages) = (Some(prompt), Some(messages));
                             Ok(Ok((Rendered { row_id, doc_id, prompt, messages, text }, tokens)))
                         }
+                        Err(ChatError::Tokenizer(error)) => Err(Failure::data(format!("row `{row_id}`: {error}"))),
                         Err(error) => Ok(Err(Reject::new("template", error.to_string()).raw(question))),
                     };
                 }

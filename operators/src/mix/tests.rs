@@ -42,7 +42,7 @@ fn a_question_in_a_chat_template_keeps_its_turns() {
                     <|begin|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}\
                     {% if add_generation_prompt %}<|begin|>assistant: {% endif %}";
     let files = BTreeMap::from([("chat_template.jinja".to_owned(), template.as_bytes().to_vec())]);
-    let form = Form { chat: Some(Chat::of(&files, tokenizer.clone()).unwrap()), tokenizer: tokenizer.clone() };
+    let renderer = Renderer { chat: Some(Chat::of(&files, tokenizer.clone()).unwrap()), tokenizer: tokenizer.clone() };
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::create(&folder.path().join("rows")).unwrap();
     let pairs = batch(&[
@@ -55,7 +55,7 @@ fn a_question_in_a_chat_template_keeps_its_turns() {
     for (number, rows) in (0..).zip([pairs, documents]) {
         let kind = columns(&rows.schema()).unwrap();
         let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
-        if let Some(rejects) = read.add(&rows, &form, &mut spool).unwrap() {
+        if let Some(rejects) = read.add(&rows, &renderer, &mut spool).unwrap() {
             let said = |name: &str| rejects.column_by_name(name).unwrap().as_string::<i32>().value(0).to_owned();
             assert_eq!((rejects.num_rows(), said("reason").as_str()), (1, "template"));
             assert!(said("detail").ends_with("no excuses"));
@@ -94,7 +94,7 @@ fn a_question_in_a_chat_template_keeps_its_turns() {
 #[test]
 fn rows_are_rendered_counted_and_written_in_order() {
     let tokenizer = tokenizer();
-    let form = Form { tokenizer: tokenizer.clone(), chat: None };
+    let renderer = Renderer { tokenizer: tokenizer.clone(), chat: None };
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::create(&folder.path().join("rows")).unwrap();
     let pairs = batch(&[
@@ -110,7 +110,7 @@ fn rows_are_rendered_counted_and_written_in_order() {
     for (number, (rows, refused)) in (0..).zip([(pairs, 1), (documents, 0)]) {
         let kind = columns(&rows.schema()).unwrap();
         let mut read = Read { number, kind, entries: Vec::new(), slots: Vec::new() };
-        let rejects = read.add(&rows, &form, &mut spool).unwrap();
+        let rejects = read.add(&rows, &renderer, &mut spool).unwrap();
         assert_eq!(rejects.map_or(0, |rejects| rejects.num_rows()), refused);
         sources.push(Source { number, weight: 1, rows: std::mem::take(&mut read.entries) });
         tables.push(read);

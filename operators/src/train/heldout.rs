@@ -3,10 +3,11 @@
 use arrow::array::RecordBatch;
 use ingrain_engine::failure::Failure;
 
-use crate::columns::{optional_text, text};
-
-/// The `kind` of rows that keep fresh what a model knew before.
-const REPLAY: &str = "replay";
+use super::mixture::KIND;
+use crate::{
+    columns::{optional_text, text},
+    mix::REPLAY,
+};
 
 /// What decides whether a row is held out.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,7 +24,7 @@ impl Lot {
     /// # Errors
     /// When the columns aren't there.
     pub(crate) fn of(mixture: &RecordBatch, row: usize) -> Result<Self, Failure> {
-        let is_replay = optional_text(mixture, "kind", row)?.is_some_and(|kind| kind == REPLAY);
+        let is_replay = optional_text(mixture, KIND, row)?.is_some_and(|kind| kind == REPLAY);
         Ok(Self { place: place(text(mixture, "parent_id")?.value(row)), is_replay })
     }
 }

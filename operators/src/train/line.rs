@@ -21,7 +21,9 @@ pub(super) struct Line {
 impl Line {
     pub(super) fn new(job: &Job, device: Device) -> Self {
         let described = matches!(device, Device::Cuda(_)).then(|| device.describe().ok()).flatten();
-        let peak = described.filter(|_| job.settings.precision == Precision::Bf16).and_then(|described| described.bf16_flops());
+        // An adapter's training computes no gradients of the weights, which the rate counts.
+        let comparable = job.settings.precision == Precision::Bf16 && job.settings.lora.is_none();
+        let peak = described.filter(|_| comparable).and_then(|described| described.bf16_flops());
         Self { flops_per_token: job.architecture.training_flops(job.settings.sequence_length), device, peak, used: None }
     }
 

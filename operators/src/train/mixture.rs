@@ -18,10 +18,16 @@ use super::{
     LossOn, MIXTURE, Train, grouped,
     heldout::{HeldOut, Lot},
 };
-use crate::{render::Chat, teachers::texts, tokenizer::failure};
+use crate::{
+    render::{Chat, Render},
+    teachers::texts,
+    tokenizer::failure,
+};
 
 /// The column of a mixture that holds conversations.
-const MESSAGES: &str = "messages";
+pub(super) const MESSAGES: &str = "messages";
+/// The column of a mixture that says what its rows are.
+pub(super) const KIND: &str = "kind";
 
 /// How rows become tokens.
 #[derive(Debug, Clone)]
@@ -75,19 +81,22 @@ pub(super) struct Encoded {
     row: Row,
 }
 
-/// Reads the mixture.
-pub(super) async fn read(context: &TaskContext, form: &Form, config: &Train) -> Result<Divided, Failure> {
+/// Reads the mixture, and gives the form of its questions, if it has any.
+pub(super) async fn read(context: &TaskContext, form: &Form, config: &Train) -> Result<(Divided, Option<Render>), Failure> {
     let mixture = context.table(MIXTURE)?;
     let total = grouped(mixture.rows());
-    let say = |_: &RecordBatch, rows: usize| {
+    let mut render = None;
+    let say = |batch: &RecordBatch, rows: usize| {
         context.counters.say(format!("{} of {total} rows read", grouped(rows as u64)));
+        let has = |name: &str| batch.column_by_name(name).is_some_and(|column| column.null_count() < column.len());
+        render = if has(MESSAGES) { Some(Render::Chat) } else { render.or(has("prompt").then_some(Render::Qa)) };
         Ok(())
     };
     let encoded = all(mixture, form, say).await?;
     if encoded.is_empty() {
         return Err(Failure::data("the mixture has no rows").hint("see what its sources gave with `show`"));
     }
-    Ok(divide(encoded, config.heldout))
+    Ok((divide(encoded, config.heldout), render))
 }
 
 /// Every row of a mixture as tokens, in the table's order; `each` sees every batch, and how many rows there are with it.
@@ -121,7 +130,7 @@ pub(super) fn encode(batch: &RecordBatch, form: &Form) -> Result<Vec<Encoded>, F
         Some(chat) => Some((texts(batch, MESSAGES)?, chat)),
         None => None,
     };
-    let (prompts, bodies) = (texts(batch, "prompt")?, texts(batch, "text")?);
+    let (ids, prompts, bodies) = (texts(batch, "row_id")?, texts(batch, "prompt")?, texts(batch, "text")?);
     let positions = batch.column_by_name("position").and_then(|column| column.as_primitive_opt::<Int64Type>());
     let positions = positions.ok_or_else(|| Failure::bug("no whole numbers in `position`"))?;
     let encoded = |row: usize, tokens: Row| {
@@ -129,7 +138,9 @@ pub(super) fn encode(batch: &RecordBatch, form: &Form) -> Result<Vec<Encoded>, F
     };
     let row = |row: usize| {
         if let Some((messages, chat)) = conversations.filter(|(messages, _)| messages.is_valid(row)) {
-            let Example { ids, prompt } = chat.example(messages.value(row))?;
+            let named =
+                |failure: Failure| Failure { message: format!("row `{}`: {}", ids.value(row), failure.message), ..failure };
+            let Example { ids, prompt, .. } = chat.example(messages.value(row)).map_err(named)?;
             let loss_from = if *loss_on == LossOn::Completion { prompt.max(1) } else { 1 };
             return encoded(row, Row { ids, loss_from });
         }

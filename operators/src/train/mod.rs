@@ -35,6 +35,7 @@ use self::{
 };
 use crate::{
     checkpoint::{self, FOLDER, Row, Start},
+    columns::is_text,
     tokenizer,
 };
 
@@ -53,7 +54,7 @@ const SAVE_AFTER: Duration = Duration::from_secs(120);
 const PROMPTS: (usize, usize) = (3, 32);
 
 /// The row of the operator table.
-pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
+pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 3)
     .unkeyed(&[("save_every", "it decides how much of a training that was killed is done again, and nothing of what it gives")]);
 
 /// Trains a checkpoint on a mixture: all its weights, or an adapter beside them. A linear warm-up, then a cosine to 0.
@@ -96,8 +97,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 2)
 ///
 /// # Outputs
 /// - default: the trained checkpoint, as `checkpoint` gives it, with `parent_id` (the base's row): `step` and `tokens` count
-///   what the base was trained on before, too; `loss` is the mean over the last tenth of the steps. A mean of cross-entropies
-///   in nats over tokens, as every loss here.
+///   what the base was trained on before, too; `loss` is the mean over the last tenth of the steps (a mean of cross-entropies
+///   in nats over tokens, as every loss here); `render` is the form of the mixture's questions, or the base's where it has none.
 /// - `metrics`: a row for each step: `step`, `tokens` (trained on until then, repeats counted, padding not), `loss` (before
 ///   the step's update), `learning_rate`, `gradient_norm` (before it is clipped), `heldout_loss` (null where it wasn't measured),
 ///   `replay_loss` (of held-out rows of the mixture's `kind` `replay`: what the model knew before; e to its power is their
@@ -245,8 +246,17 @@ impl Operator for Train {
         Ports::Named(vec![Port::new(MIXTURE, &mixture).role(Role::Train), Port::new(BASE, &base)])
     }
 
-    fn bind(&self, _: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
+    fn bind(&self, inputs: &Inputs) -> Result<Vec<Output>, Vec<Invalid>> {
         let mut mistakes = Vec::new();
+        if let Some(mixture) = inputs.first(MIXTURE) {
+            let other = |name: &&str| mixture.schema.field_with_name(name).is_ok() && !is_text(&mixture.schema, name);
+            for name in [mixture::KIND, mixture::MESSAGES].iter().filter(|name| other(name)) {
+                let message = format!("the column `{name}` of `{}` isn't text", mixture.name);
+                mistakes.push(Invalid::new(&format!("/from/{MIXTURE}"), message).hint(
+                    "`mix` gives kinds by name and conversations as JSON; leave the column out if it means something else",
+                ));
+            }
+        }
         if self.sequence.is_some_and(|Size(sequence)| sequence < 2) {
             mistakes.push(Invalid::new("/sequence", "must be at least 2: a token is predicted from the one before it"));
         }
@@ -339,7 +349,7 @@ impl Task for Learn {
         }
         let tokenizer = base.tokenizer().map_err(checkpoint::failure)?;
         let form = mixture::Form::new(context.table(MIXTURE)?, &base.files, tokenizer.clone(), self.0.loss_on)?;
-        let Divided { rest, heldout, replay } = mixture::read(context, &form, &self.0).await?;
+        let (Divided { rest, heldout, replay }, render) = mixture::read(context, &form, &self.0).await?;
         let (rows, heldout, replay) = (mixture::tokens(rest), mixture::tokens(heldout), mixture::tokens(replay));
         let prompts = samples::prompts(&heldout, PROMPTS);
         let expected = samples::texts(&tokenizer, &prompts)?;
@@ -379,6 +389,7 @@ impl Task for Learn {
             step,
             tokens: start.tokens + number(tokens),
             loss: Some(loss),
+            render: render.or(start.render),
         };
         context.write(DEFAULT_OUTPUT, row.batch(context.schema(DEFAULT_OUTPUT)?)?).await?;
         context.write(METRICS, metrics::rows(context.schema(METRICS)?, &start.row_id, before.as_ref(), &events)?).await?;

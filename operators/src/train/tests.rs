@@ -59,6 +59,7 @@ fn texts_begin_with_their_prompts_whose_loss_can_be_left_out() {
     let tokenizer = ingrain_student::Tokenizer::from_json(json.as_bytes()).unwrap();
     let text = |values: [Option<&str>; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
     let batch = RecordBatch::try_from_iter_with_nullable([
+        ("row_id", text([Some("r"), Some("s")]), false),
         ("parent_id", text([Some("a"), Some("b")]), false),
         ("prompt", text([Some("Question: Who?"), None]), true),
         ("text", text([Some("Question: Who? Ida."), Some("Ida Brandt")]), false),
@@ -79,7 +80,7 @@ fn texts_begin_with_their_prompts_whose_loss_can_be_left_out() {
                     {% if add_generation_prompt %}<|begin|>assistant: {% endif %}";
     let files = std::collections::BTreeMap::from([("chat_template.jinja".to_owned(), template.as_bytes().to_vec())]);
     let chat = crate::render::Chat::of(&files, tokenizer.clone()).unwrap();
-    let said = chat.conversation("Who?", "Ida <|end|>.").unwrap();
+    let said = chat.exchange("Who?", "Ida <|end|>.").unwrap();
     let schema = batch.schema();
     let columns = schema.fields().iter().map(|field| field.name().clone()).zip(batch.columns().to_vec());
     let columns: Vec<_> = columns.chain([("messages".to_owned(), text([Some(&said.messages), None]))]).collect();

@@ -179,7 +179,7 @@ pub enum Preset {
     Tiny,
     /// 4 layers of width 256, 8 heads over 4 of keys and values, feed-forward 688.
     Small,
-    /// 8 layers of width 512, 8 heads over 4 of keys and values, feed-forward 1,376.
+    /// 8 layers of width 512, 8 heads over 4 of keys and values, feed-forward 1,408.
     Medium,
     /// 12 layers of width 768, 12 heads over 4 of keys and values, feed-forward 2,048: about 0.1 billion weights with a
     /// vocabulary of 32 thousand.
@@ -192,7 +192,7 @@ impl Preset {
         match self {
             Self::Tiny => Architecture::llama(vocabulary, 128, 336, 2, 4, 4),
             Self::Small => Architecture::llama(vocabulary, 256, 688, 4, 8, 4),
-            Self::Medium => Architecture::llama(vocabulary, 512, 1376, 8, 8, 4),
+            Self::Medium => Architecture::llama(vocabulary, 512, 1408, 8, 8, 4),
             Self::Large => Architecture::llama(vocabulary, 768, 2048, 12, 12, 4),
         }
     }

@@ -8,6 +8,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ops::Range;
 
 use chrono::{DateTime, NaiveDate};
 use minijinja::syntax::SyntaxConfig;
@@ -159,6 +160,9 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// How many of them are what a model is asked with: what `answer_next` gives, as far as the answered conversation begins so.
     pub prompt: usize,
+    /// Where the answer's own tokens lie: behind what the template puts in front of every answer (no thoughts, say), and before
+    /// what ends it.
+    pub answer: Range<usize>,
 }
 
 impl ChatTemplate {
@@ -169,12 +173,20 @@ impl ChatTemplate {
     /// As [`Self::encode`].
     pub fn example(&self, tokenizer: &Tokenizer, turns: &[Turn<'_>]) -> Result<Example, ChatError> {
         let mut ids = self.encode(tokenizer, turns, false)?;
-        let asked = self.encode(tokenizer, &turns[..turns.len().saturating_sub(1)], true)?;
-        let prompt = common(&ids, &asked);
-        if !ids[prompt..].iter().any(|id| tokenizer.is_special(*id)) {
+        let Some((last, before)) = turns.split_last() else {
+            return Ok(Example { prompt: ids.len(), answer: ids.len()..ids.len(), ids });
+        };
+        let prompt = common(&ids, &self.encode(tokenizer, before, true)?);
+        let nothing: Vec<Turn<'_>> = before.iter().copied().chain([Turn { content: "", ..*last }]).collect();
+        let begin = prompt.max(common(&ids, &self.encode(tokenizer, &nothing, false)?));
+        let ends = |id: &u32| tokenizer.is_special(*id) || *id == tokenizer.end_id();
+        // What an answer says is text, so the first such token behind its beginning is the template's.
+        let end = ids[begin..].iter().position(ends).map(|length| begin + length);
+        let answer = begin..end.unwrap_or(ids.len());
+        if end.is_none() {
             ids.push(tokenizer.end_id());
         }
-        Ok(Example { ids, prompt })
+        Ok(Example { ids, prompt, answer })
     }
 
     /// The token that ends an answer: a model that was tuned on the template says it when it is done, whatever end the
@@ -184,9 +196,8 @@ impl ChatTemplate {
     /// As [`Self::encode`].
     pub fn end_id(&self, tokenizer: &Tokenizer) -> Result<u32, ChatError> {
         let turns = [Turn { role: "user", content: "a" }, Turn { role: "assistant", content: "a" }];
-        let Example { ids, prompt } = self.example(tokenizer, &turns)?;
-        let behind = ids[prompt..].iter().find(|id| tokenizer.is_special(**id));
-        Ok(behind.copied().unwrap_or(tokenizer.end_id()))
+        let Example { ids, answer, .. } = self.example(tokenizer, &turns)?;
+        Ok(ids.get(answer.end).copied().unwrap_or(tokenizer.end_id()))
     }
 }
 

@@ -59,29 +59,30 @@ pub struct Description {
     pub free: u64,
 }
 
-/// What tensor cores compute a second at most in bf16, dense, by a part of the device's name, from NVIDIA's data sheets; of two
-/// parts that are in a name the first counts.
-const BF16_FLOPS: [(&str, f64); 14] = [
-    ("B200", 2.25e15),
-    ("H200", 9.89e14),
-    ("H100 PCIe", 7.56e14),
-    ("H100 NVL", 8.35e14),
-    ("H100", 9.89e14),
-    ("A100", 3.12e14),
-    ("A40", 1.497e14),
-    ("L40S", 3.62e14),
-    ("L40", 1.81e14),
-    ("L4", 1.21e14),
-    ("RTX 5090", 2.095e14),
-    ("RTX 4090", 1.652e14),
-    ("RTX 3090", 7.1e13),
-    ("A10", 1.25e14),
+/// What tensor cores compute a second at most in bf16, dense, by words of the device's name, from NVIDIA's data sheets; of two
+/// entries whose words are in a name the first counts.
+const BF16_FLOPS: [(&[&str], f64); 13] = [
+    (&["B200"], 2.25e15),
+    (&["H200"], 9.89e14),
+    (&["H100", "PCIe"], 7.56e14),
+    (&["H100", "NVL"], 8.35e14),
+    (&["H100"], 9.89e14),
+    (&["A100"], 3.12e14),
+    (&["A40"], 1.497e14),
+    (&["L40S"], 3.62e14),
+    (&["L40"], 1.81e14),
+    (&["L4"], 1.21e14),
+    (&["RTX", "5090"], 2.095e14),
+    (&["RTX", "4090"], 1.652e14),
+    (&["RTX", "3090"], 7.1e13),
 ];
 
 impl Description {
     /// What the device computes a second at most in bf16, dense, where it is known.
     pub fn bf16_flops(&self) -> Option<f64> {
-        BF16_FLOPS.into_iter().find(|(part, _)| self.name.contains(part)).map(|(_, flops)| flops)
+        let words: Vec<&str> = self.name.split([' ', '-']).collect();
+        let known = BF16_FLOPS.into_iter().find(|(parts, _)| parts.iter().all(|part| words.contains(part)));
+        known.map(|(_, flops)| flops)
     }
 }
 
@@ -174,7 +175,9 @@ mod tests {
         assert_eq!(of("NVIDIA H100 PCIe"), Some(7.56e14));
         assert_eq!(of("NVIDIA L40S"), Some(3.62e14));
         assert_eq!(of("NVIDIA A100-SXM4-80GB"), Some(3.12e14));
-        assert_eq!(of("NVIDIA T400"), None);
+        for unknown in ["NVIDIA T400", "NVIDIA RTX A1000", "NVIDIA RTX A4000", "NVIDIA A10G"] {
+            assert_eq!(of(unknown), None, "{unknown}");
+        }
     }
 
     #[test]

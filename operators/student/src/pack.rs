@@ -147,8 +147,9 @@ pub fn places(rows: &[Row], settings: &Settings, seed: u64, wanted: &BTreeSet<us
 /// Tokens, padding counted, that a device computes at a time without gradients.
 pub(crate) const TOKENS_PER_BATCH: usize = 8192;
 
-/// Lengths of texts are rounded up to a multiple of this, so that a device that tunes itself for each shape meets few.
-pub(crate) const LENGTH_STEP: usize = 32;
+/// Lengths of texts are rounded up to a multiple of this, so that a device that tunes itself for each shape meets few, and so that
+/// they are multiples of [`crate::graph::SIZE_STEP`].
+pub(crate) const LENGTH_STEP: usize = 128;
 
 /// Stands where a token predicts nothing.
 pub(crate) const NO_TARGET: u32 = u32::MAX;

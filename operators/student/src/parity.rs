@@ -16,7 +16,7 @@ use crate::pack::Batch;
 use crate::weights::{Tensors, Weights, initialise};
 use crate::{cpu, graph};
 
-const PLACING: Placing = Placing { precision: Precision::F32, trained: true, lora: None, fused: false };
+const PLACING: Placing = Placing { precision: Precision::F32, trained: true, lora: None, rank_step: 1, fused: false };
 
 /// The optimizer of the fixtures.
 const OPTIMIZER: Optimizer = Optimizer { weight_decay: 0.1, clip_norm: 0.5, ..ADAMW };

@@ -20,6 +20,10 @@ const TENSORS: &str = "state.safetensors";
 /// Saving takes at most about this share of a training's time, unless steps say when.
 const SHARE: u32 = 20;
 
+/// How often the lock of a folder is tried, and the time between.
+const TRIES: usize = 10;
+const BETWEEN: Duration = Duration::from_millis(50);
+
 /// When what was reached is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Every {
@@ -68,15 +72,20 @@ impl Saver {
             let path = path.to_path_buf();
             move |source| CheckpointError::Io { path, source }
         };
-        fs::create_dir_all(&progress.folder).map_err(at(&progress.folder))?;
         let path = progress.folder.join("lock");
-        let lock = File::create(&path).map_err(at(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(at(&path)(error)),
+        // Who cleans up holds it for a moment, and may take the folder away.
+        for _ in 0..TRIES {
+            fs::create_dir_all(&progress.folder).map_err(at(&progress.folder))?;
+            let lock = File::create(&path).map_err(at(&path))?;
+            match lock.try_lock() {
+                Ok(()) if path.exists() => {
+                    return Ok(Some(Self { progress, _lock: lock, digest, last: Instant::now(), took: Duration::ZERO }));
+                }
+                Ok(()) | Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN),
+                Err(TryLockError::Error(error)) => return Err(at(&path)(error)),
+            }
         }
-        Ok(Some(Self { progress, _lock: lock, digest, last: Instant::now(), took: Duration::ZERO }))
+        Ok(None)
     }
 
     /// What the last process reached, and the state of its engine.

@@ -70,7 +70,7 @@ impl Scorer {
     /// # Errors
     /// When they aren't the architecture's, or can't be read.
     pub fn new(architecture: &Architecture, weights: &dyn Tensors, device: &Device) -> Result<Self, ScoreError> {
-        let placing = Placing { precision: architecture.precision(), trained: false, lora: None, fused: false };
+        let placing = Placing { precision: architecture.precision(), trained: false, lora: None, rank_step: 1, fused: false };
         Ok(Self {
             engine: engine(architecture, weights, device, placing).map_err(|error| failed(*device, error))?,
             device: *device,

@@ -296,6 +296,7 @@ pub fn train(job: Job, device: &Device, on_event: &mut dyn FnMut(&Event) -> Cont
         precision: settings.precision,
         trained: true,
         lora: settings.lora.map(|lora| (lora, seed)),
+        rank_step: if matches!(device, Device::Cuda(_)) { graph::SIZE_STEP } else { 1 },
         fused: settings.fused_update,
     };
     let mut engine = engine(&architecture, &*weights, device, placing).map_err(|error| failed(*device, error))?;
@@ -305,14 +306,15 @@ pub fn train(job: Job, device: &Device, on_event: &mut dyn FnMut(&Event) -> Cont
         engine.restore(saved.steps, &optimizer, &state).map_err(|error| failed(*device, error))?;
         reached = saved;
     }
-    let watch = (!watched.is_empty()).then(|| Watch::new(watched, &settings, architecture.vocab_size, seed));
+    let micro = micro_batch(&settings, device);
+    let shape = (settings.sequence_length, micro);
+    let watch = (!watched.is_empty()).then(|| Watch::new(watched, shape, architecture.vocab_size, seed));
     let look = |engine: &mut dyn Engine| {
         watch.as_ref().map(|watch| watch.look(engine)).transpose().map_err(|error| failed(*device, error))
     };
     if reached.steps == 0 {
         reached.before = look(&mut *engine)?;
     }
-    let micro = micro_batch(&settings, device);
     let (steps, length) = (windows.len(), settings.sequence_length);
     let begun = (Instant::now(), reached.tokens);
     let mut watching = 0.0;
@@ -400,7 +402,10 @@ pub(crate) fn engine(
         Device::Cpu if placing.lora.is_none() => return Ok(Box::new(cpu::Model::new(architecture, weights)?)),
         // The processor computes in 32 bits; 16 would only be converted back and forth.
         Device::Cpu => (DispatchDevice::Flex(Default::default()), Placing { precision: Precision::F32, ..placing }),
-        Device::Cuda(number) => (DispatchDevice::Cuda(CudaDevice { index: *number }), placing),
+        Device::Cuda(number) => {
+            graph::check_sizes(architecture)?;
+            (DispatchDevice::Cuda(CudaDevice { index: *number }), placing)
+        }
     };
     Ok(Box::new(graph::Model::new(architecture, weights, device, placing)?))
 }
@@ -425,8 +430,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(watched: Watched, settings: &Settings, vocabulary: usize, seed: u64) -> Self {
-        let (length, size) = (settings.sequence_length, settings.batch_size);
+    /// `length` tokens in a sequence, and `size` sequences at a time.
+    fn new(watched: Watched, (length, size): (usize, usize), vocabulary: usize, seed: u64) -> Self {
         let batches = |rows: &[Row]| -> Vec<Batch> {
             let sequences = pack(rows, &order(rows.len(), seed, 0), length);
             sequences.chunks(size).map(|sequences| Batch::of(rows, sequences, size, length)).collect()

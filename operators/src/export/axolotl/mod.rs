@@ -35,6 +35,8 @@ const MIXTURE: &str = "mixture.jsonl";
 const HELDOUT: &str = "heldout.jsonl";
 const CONFIG: &str = "config.yaml";
 const BASE: &str = "base";
+/// The column of conversations, which a chat template has framed in `text`.
+const MESSAGES: &str = "messages";
 
 /// Writes the folder. What a recipe holds out goes to a file of its own, the rest stays in its order.
 pub(super) async fn folder(output: &Exported<'_>, destination: &Path, parent: &Path) -> Result<Written, Failure> {
@@ -51,8 +53,16 @@ pub(super) async fn folder(output: &Exported<'_>, destination: &Path, parent: &P
         ),
         None => None,
     };
-    let lines = match (recipe, &train) {
-        (Some(recipe), Some(train)) if train.loss_on == LossOn::Completion => Lines::segments(recipe).await?,
+    let on_completion = train.as_ref().is_some_and(|train| train.loss_on == LossOn::Completion);
+    let conversations = schema.field_with_name(MESSAGES).is_ok();
+    let lines = match recipe {
+        Some(recipe) if on_completion || conversations => Lines::segments(recipe, on_completion).await?,
+        None if conversations => {
+            return Err(Failure::data(
+                "which tokens frame its conversations is known of a base, and no `train` stage reads this mixture",
+            )
+            .hint("add the `train` stage; `--format chat` writes the conversations themselves"));
+        }
         _ => Lines::Completion,
     };
     let settings = match (recipe, &train) {
@@ -111,17 +121,18 @@ async fn model(recipe: Option<&Recipe<'_>>, folder: &Path, notes: &mut Vec<Strin
 enum Lines {
     /// `{"text": …}`: the loss is on all of it.
     Completion,
-    /// `{"segments": [{"label": …, "text": …}]}`, which begin and end with the tokenizer's own tokens.
-    Segments { begin: String, end: String },
+    /// `{"segments": [{"label": …, "text": …}]}`, which begin and end with the tokenizer's own tokens, or are as a chat template
+    /// framed them. Prompts have no loss with `on_completion`.
+    Segments { begin: String, end: String, on_completion: bool },
 }
 
 impl Lines {
     /// Segments, with what begins and ends a row in the tokenizer of the recipe's base.
-    async fn segments(recipe: &Recipe<'_>) -> Result<Self, Failure> {
+    async fn segments(recipe: &Recipe<'_>, on_completion: bool) -> Result<Self, Failure> {
         let Base { stage, table, .. } = &recipe.base;
         let table = table.as_ref().ok_or_else(|| {
             Failure::data(format!(
-                "`{}` has its loss on answers only, and which tokens begin and end a row is known when `{stage}` has run",
+                "which tokens begin and end a row that `{}` trains on is known when `{stage}` has run",
                 recipe.stage
             ))
             .hint(format!("run it: `--until {stage}`"))
@@ -135,7 +146,7 @@ impl Lines {
         let begin = tokenizer.begin_id().and_then(|id| tokenizer.spelling(id)).unwrap_or_default();
         let end = tokenizer.spelling(tokenizer.end_id());
         let end = end.ok_or_else(|| Failure::data(format!("the end token of `{stage}` isn't in its tokenizer")))?;
-        Ok(Self::Segments { begin, end })
+        Ok(Self::Segments { begin, end, on_completion })
     }
 
     /// `datasets: type`.
@@ -157,7 +168,11 @@ impl Lines {
     fn line(&self, batch: &RecordBatch, row: usize) -> Result<Value, Failure> {
         let id = text(batch, "row_id")?.value(row);
         let whole = text(batch, "text")?.value(row);
-        let Self::Segments { begin, end } = self else { return Ok(json!({ "row_id": id, "text": whole })) };
+        let Self::Segments { begin, end, on_completion } = self else { return Ok(json!({ "row_id": id, "text": whole })) };
+        let (begin, end) = match optional_text(batch, MESSAGES, row)? {
+            Some(_) => ("", ""),
+            None => (begin.as_str(), end.as_str()),
+        };
         let (prompt, rest) = match optional_text(batch, "prompt", row)? {
             Some(prompt) => whole.strip_prefix(prompt).map_or(("", whole), |rest| (prompt, rest)),
             None => ("", whole),
@@ -165,7 +180,9 @@ impl Lines {
         let labelled = format!("{rest}{end}");
         let segments = match prompt {
             "" => json!([{ "label": true, "text": format!("{begin}{labelled}") }]),
-            prompt => json!([{ "label": false, "text": format!("{begin}{prompt}") }, { "label": true, "text": labelled }]),
+            prompt => {
+                json!([{ "label": !on_completion, "text": format!("{begin}{prompt}") }, { "label": true, "text": labelled }])
+            }
         };
         Ok(json!({ "row_id": id, "segments": segments }))
     }
@@ -263,13 +280,26 @@ mod tests {
 
     #[test]
     fn a_loss_on_answers_masks_the_prompt() {
-        let lines = Lines::Segments { begin: "<s>".into(), end: "</s>".into() };
+        let lines = Lines::Segments { begin: "<s>".into(), end: "</s>".into(), on_completion: true };
         let asked = line(&lines, Some("Question: Who?\nAnswer:"), "Question: Who?\nAnswer: Ida Brandt");
         let segments =
             json!([{ "label": false, "text": "<s>Question: Who?\nAnswer:" }, { "label": true, "text": " Ida Brandt</s>" }]);
         assert_eq!(asked, json!({ "row_id": "a", "segments": segments }));
         let document = line(&lines, None, "A text.");
         assert_eq!(document["segments"], json!([{ "label": true, "text": "<s>A text.</s>" }]));
+    }
+
+    #[test]
+    fn a_conversation_keeps_the_frame_of_its_template() {
+        let columns = [("row_id", "a"), ("prompt", "<u>Who?<a>"), ("text", "<u>Who?<a>Ida</a>"), ("messages", "[]")];
+        let batch =
+            RecordBatch::try_from_iter(columns.map(|(name, value)| (name, Arc::new(StringArray::from(vec![value])) as ArrayRef)));
+        let batch = batch.unwrap();
+        for on_completion in [true, false] {
+            let lines = Lines::Segments { begin: "<s>".into(), end: "</s>".into(), on_completion };
+            let segments = json!([{ "label": !on_completion, "text": "<u>Who?<a>" }, { "label": true, "text": "Ida</a>" }]);
+            assert_eq!(lines.line(&batch, 0).unwrap()["segments"], segments);
+        }
     }
 
     #[test]

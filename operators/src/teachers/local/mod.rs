@@ -23,7 +23,7 @@ pub(crate) use self::runner::Runner;
 use self::runner::Source;
 
 /// Raised when prompts or draws change, so that what was answered before is asked for again.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// What of a checkpoint enters keys: what its folder holds, wherever that lies. Digests of large files are kept under `cache`.
 ///

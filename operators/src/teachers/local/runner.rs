@@ -12,7 +12,7 @@ use std::{
 
 use ingrain_engine::failure::Failure;
 use ingrain_llm::Outage;
-use ingrain_student::{Asked, Checkpoint, Scorer, Tokenizer, WriteError, Written, generate::TOKENS_AT_ONCE};
+use ingrain_student::{Asked, Checkpoint, ScoreError, Scorer, Tokenizer, WriteError, Written, generate::TOKENS_AT_ONCE};
 use tokio::sync::oneshot;
 
 /// A checkpoint that may be loaded.
@@ -128,8 +128,9 @@ fn run(device: &str, arriving: &mpsc::Receiver<Message>) {
                 }
             }
         }
-        if let Some(loaded) = &mut loaded {
-            loaded.answer(jobs);
+        // A device that failed isn't asked again by the same thread: what it holds of the model may be anything.
+        if loaded.as_mut().is_some_and(|loaded| !loaded.answer(jobs)) {
+            return;
         }
     }
 }
@@ -180,13 +181,16 @@ impl Loaded {
         Ok(Self { digest: source.digest.clone(), scorer, tokenizer })
     }
 
-    fn answer(&mut self, jobs: Vec<Job>) {
+    /// Answers jobs; says whether the device is still to be asked.
+    fn answer(&mut self, jobs: Vec<Job>) -> bool {
         let (stopped, jobs): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.source.stopped.load(Ordering::Acquire));
         for job in stopped {
             let _ = job.reply.send(Err(Outage::teacher("the run is being stopped")));
         }
         let asked: Vec<Asked> = jobs.iter().map(|job| job.asked.clone()).collect();
-        let written = self.scorer.write(&self.tokenizer, &asked).map_err(outage);
+        let written = self.scorer.write(&self.tokenizer, &asked);
+        let failed = matches!(&written, Err(WriteError::Score(ScoreError::Device { .. })));
+        let written = written.map_err(outage);
         for (place, job) in jobs.into_iter().enumerate() {
             // Who waits for it may have given up.
             let _ = job.reply.send(match &written {
@@ -194,13 +198,14 @@ impl Loaded {
                 Err(outage) => Err(outage.clone()),
             });
         }
+        !failed
     }
 }
 
 fn outage(error: WriteError) -> Outage {
     Outage::Teacher {
         message: error.to_string(),
-        hint: matches!(error, WriteError::Score(ingrain_student::ScoreError::Device { .. }))
+        hint: matches!(error, WriteError::Score(ScoreError::Device { .. }))
             .then(|| "if its memory ran out, lower `max_output_tokens`, or choose a smaller model".to_owned()),
     }
 }

@@ -169,6 +169,7 @@ fn an_answer_begins_behind_the_prompt_and_ends() {
         assert_eq!(example.ids, template.encode(&tokenizer, &turns, false).unwrap());
         assert_eq!(example.ids[..example.prompt], template.encode(&tokenizer, &turns[..1], true).unwrap());
         assert_eq!(example.ids[example.prompt..], tokenizer.encode_guarded(answer).unwrap());
+        assert_eq!(example.ids[example.answer], tokenizer.encode("Ida.").unwrap());
         assert_eq!([template.end_id(&tokenizer).unwrap()][..], tokenizer.encode_guarded(end).unwrap());
     }
     let plain = template(
@@ -176,7 +177,26 @@ fn an_answer_begins_behind_the_prompt_and_ends() {
     );
     let example = plain.example(&tokenizer, &turns).unwrap();
     assert_eq!(example.ids[..example.prompt], tokenizer.encode("user: Who?\nassistant:").unwrap());
+    // The space in front of every answer is the template's.
+    assert_eq!(example.answer, example.prompt + 1..example.ids.len() - 1);
+    assert_eq!(tokenizer.decode(&example.ids[example.answer.clone()]).unwrap(), "Ida.\n");
     assert_eq!((example.ids.last(), plain.end_id(&tokenizer).unwrap()), (Some(&tokenizer.end_id()), tokenizer.end_id()));
+}
+
+#[test]
+fn what_begins_a_turn_does_not_end_an_answer() {
+    let tokenizer = Tokenizer::from_json(train(TEXTS.iter(), 300).unwrap().json.as_bytes()).unwrap();
+    let turns = [Turn { role: "user", content: "Who?" }, Turn { role: "assistant", content: "Ida." }];
+    let begin = tokenizer.begin_id().unwrap();
+    // It says nothing of the next answer, and puts a special token in front of one.
+    let ended = template("{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|end|>{% endfor %}");
+    let example = ended.example(&tokenizer, &turns).unwrap();
+    assert_eq!((ended.end_id(&tokenizer).unwrap(), example.ids[example.prompt]), (tokenizer.end_id(), begin));
+    assert_eq!(tokenizer.decode(&example.ids[example.answer]).unwrap(), "Ida.");
+    let endless = template("{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}{% endfor %}");
+    let example = endless.example(&tokenizer, &turns).unwrap();
+    assert_eq!((endless.end_id(&tokenizer).unwrap(), example.ids.last()), (tokenizer.end_id(), Some(&tokenizer.end_id())));
+    assert_eq!(tokenizer.decode(&example.ids[example.answer]).unwrap(), "Ida.");
 }
 
 #[test]

@@ -12,6 +12,10 @@ use crate::pack::{Batch, LENGTH_STEP};
 /// Columns that are added to the keys and values when they are full.
 const MORE: usize = 128;
 
+/// Rows at least: a product of a single row may get a kernel that reads a transposed matrix as if it weren't
+/// (<https://github.com/tracel-ai/cubek/pull/262>).
+const FEWEST: usize = 2;
+
 /// Texts that are gone on with, as rows of the same length: shorter ones have padding before them, so that the next token
 /// of each goes into the same column.
 pub(super) struct Texts {
@@ -48,8 +52,10 @@ impl Model {
     /// Reads the batch's spans as texts; gives the logits after each.
     pub(super) fn read_texts(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
         let longest = batch.spans.iter().map(|span| span.len).max().unwrap_or(1).next_multiple_of(LENGTH_STEP);
-        let (count, room) = (batch.spans.len(), longest + MORE);
-        let before: Vec<usize> = batch.spans.iter().map(|span| longest - span.len).collect();
+        let (texts, room) = (batch.spans.len(), longest + MORE);
+        let count = texts.max(FEWEST);
+        let mut before: Vec<usize> = batch.spans.iter().map(|span| longest - span.len).collect();
+        before.resize(count, longest - 1);
         let mut ids = vec![0i32; count * longest];
         for (row, span) in batch.spans.iter().enumerate() {
             let to = &mut ids[row * longest + before[row]..(row + 1) * longest];
@@ -60,7 +66,7 @@ impl Model {
             Tensor::zeros(shape, (&self.device, self.dtype))
         };
         let layers = (0..self.layers.len()).map(|_| (empty(), empty())).collect();
-        self.texts = Some(Texts { before, length: 0, room, layers, rows: (0..count).collect() });
+        self.texts = Some(Texts { before, length: 0, room, layers, rows: (0..texts).collect() });
         self.take_in(ids, longest)
     }
 
@@ -70,7 +76,7 @@ impl Model {
         let Some(texts) = &mut self.texts else { return Ok(Vec::new()) };
         texts.rows = kept.iter().map(|number| texts.rows[*number]).collect();
         // A change of shape costs a device that tunes itself more than some rows computed in vain.
-        if 2 * texts.rows.len() <= texts.before.len() {
+        if 2 * texts.rows.len().max(FEWEST) <= texts.before.len() {
             texts.compact(&device);
         }
         if texts.length == texts.room {
@@ -94,12 +100,15 @@ impl Model {
             x = layer(self.shape, self.layers[number].values(), x, &positions, &mut Cache { layer: kept, length });
         }
         texts.length += new;
-        let last: Vec<i32> = texts.rows.iter().map(|row| (row * new + new - 1) as i32).collect();
+        let mut last: Vec<i32> = texts.rows.iter().map(|row| (row * new + new - 1) as i32).collect();
         let wanted = last.len();
-        let last = Tensor::from_data(TensorData::new(last, [wanted]), (&self.device, DType::I32));
+        last.resize(wanted.max(FEWEST), (new - 1) as i32);
+        let last = Tensor::from_data(TensorData::new(last, [wanted.max(FEWEST)]), (&self.device, DType::I32));
         let logits = self.logits(x.select(0, last), self.final_norm.value.clone(), self.head().value.clone());
         self.texts = Some(texts);
-        read(logits)
+        let mut values = read(logits)?;
+        values.truncate(wanted * self.vocabulary);
+        Ok(values)
     }
 }
 
@@ -126,7 +135,9 @@ impl Texts {
 
     /// Leaves rows out that nobody goes on with.
     fn compact(&mut self, device: &DispatchDevice) {
-        let count = self.rows.len();
+        let kept = self.rows.len();
+        let count = kept.max(FEWEST);
+        self.rows.resize(count, 0);
         let rows: Vec<i32> = self.rows.iter().map(|row| *row as i32).collect();
         let rows: Tensor<Dispatch, 1, Int> = Tensor::from_data(TensorData::new(rows, [count]), (device, DType::I32));
         for (keys, values) in &mut self.layers {
@@ -134,7 +145,7 @@ impl Texts {
             *values = values.clone().select(0, rows.clone());
         }
         self.before = self.rows.iter().map(|row| self.before[*row]).collect();
-        self.rows = (0..count).collect();
+        self.rows = (0..kept).collect();
     }
 
     fn grow(&mut self) {

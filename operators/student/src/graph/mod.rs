@@ -9,6 +9,7 @@
 //! All tensors of a model belong to the thread that made it: burn's memory pools and streams are per thread.
 
 mod decode;
+mod fault;
 mod head;
 mod inputs;
 mod layer;
@@ -25,7 +26,7 @@ use self::decode::Texts;
 use self::inputs::{Inputs, Positions};
 use self::layer::{LayerTensors, Shape, Whole, cast, layer};
 use self::update::{Parameter, square_sum, value};
-use crate::architecture::{Architecture, Precision};
+use crate::architecture::{Architecture, ArchitectureError, Precision};
 use crate::checkpoint::{Adapter, Projection};
 use crate::engine::{Engine, EngineError, Step};
 use crate::optimizer::Optimizer;
@@ -44,6 +45,8 @@ pub(crate) struct Placing {
     pub(crate) trained: bool,
     /// An adapter to train, whose random half follows from the seed, in place of the model's own weights.
     pub(crate) lora: Option<(Lora, u64)>,
+    /// An adapter's rank is filled up with zeros to a multiple of this, which stay zeros: see [`SIZE_STEP`].
+    pub(crate) rank_step: usize,
     /// Whether a tensor is updated as soon as its gradient is there, so that no two layers' gradients are in memory.
     pub(crate) fused: bool,
 }
@@ -108,6 +111,9 @@ impl Model {
         device: DispatchDevice,
         placing: Placing,
     ) -> Result<Self, EngineError> {
+        if matches!(device, DispatchDevice::Cuda(_)) {
+            fault::watch();
+        }
         let dtype = match placing.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
@@ -128,7 +134,8 @@ impl Model {
                         let name = format!("{prefix}{}", projection.weight());
                         let shape = weights.iter().find(|weight| weight.name == name).map(|weight| weight.shape.clone());
                         let shape = shape.ok_or_else(|| missing(&name))?;
-                        guarded(|| Ok(adapter_pair(&name, &shape, lora, seed, dtype, &device)))
+                        let rank = lora.rank.next_multiple_of(placing.rank_step);
+                        guarded(|| Ok(adapter_pair(&name, &shape, (lora.rank, rank), seed, dtype, &device)))
                     };
                     Projection::ALL.into_iter().map(pair).collect::<Result<_, EngineError>>()?
                 }
@@ -341,18 +348,65 @@ fn tracked(value: Float<2>, trained: bool) -> Float<2> {
     if trained { value.require_grad() } else { value }
 }
 
-/// `A`, uniform within one over the root of its columns, and `B`, zero, as PEFT starts them.
-fn adapter_pair(name: &str, shape: &[usize], lora: Lora, seed: u64, dtype: DType, device: &DispatchDevice) -> [Parameter; 2] {
+/// `A`, uniform within one over the root of its columns, and `B`, zero, as PEFT starts them; of a rank that is `filled` up with
+/// zeros.
+fn adapter_pair(
+    name: &str,
+    shape: &[usize],
+    (rank, filled): (usize, usize),
+    seed: u64,
+    dtype: DType,
+    device: &DispatchDevice,
+) -> [Parameter; 2] {
     let (rows, columns) = (shape[0], shape[1]);
     let name = |which: &str| format!("{}.{which}.weight", name.trim_end_matches(".weight"));
     let bound = 1.0 / (columns as f32).sqrt();
     let mut random = generator(seed, &name("lora_A"));
-    let values = (0..lora.rank * columns).map(|_| random.random_range(-bound..bound)).collect();
+    let mut values: Vec<f32> = (0..rank * columns).map(|_| random.random_range(-bound..bound)).collect();
+    values.resize(filled * columns, 0.0);
     let parameter = |which: &str, tensor| Parameter::new(name(which), tensor, dtype, true, device);
     [
-        parameter("lora_A", HostTensor { shape: vec![lora.rank, columns], values }),
-        parameter("lora_B", HostTensor { shape: vec![rows, lora.rank], values: vec![0.0; rows * lora.rank] }),
+        parameter("lora_A", HostTensor { shape: vec![filled, columns], values }),
+        parameter("lora_B", HostTensor { shape: vec![rows, filled], values: vec![0.0; rows * filled] }),
     ]
+}
+
+/// The first columns of a matrix.
+fn columns(tensor: &HostTensor, count: usize) -> HostTensor {
+    let rows = tensor.values.chunks(tensor.shape[1].max(1));
+    HostTensor { shape: vec![tensor.shape[0], count], values: rows.flat_map(|row| &row[..count]).copied().collect() }
+}
+
+/// The first rows of a matrix.
+fn rows(mut tensor: HostTensor, count: usize) -> HostTensor {
+    tensor.values.truncate(count * tensor.shape[1]);
+    HostTensor { shape: vec![count, tensor.shape[1]], ..tensor }
+}
+
+/// Sizes that products of matrices are summed over must be multiples of this on a CUDA device: kernels of cubek 0.2 that compute
+/// two stages of 32 at a time read past the end where the number of stages is odd, and what they read is added
+/// (<https://github.com/tracel-ai/cubek/issues/434>).
+pub(crate) const SIZE_STEP: usize = 64;
+
+/// Whether a CUDA device computes a model right.
+///
+/// # Errors
+/// For sizes that aren't multiples of [`SIZE_STEP`], where products are large enough for those kernels.
+pub(crate) fn check_sizes(architecture: &Architecture) -> Result<(), ArchitectureError> {
+    /// Smaller products have kernels of their own.
+    const LARGE: usize = 512;
+    let sizes = [
+        ("hidden_size", architecture.hidden_size),
+        ("intermediate_size", architecture.intermediate_size),
+        ("vocab_size", architecture.vocab_size),
+    ];
+    match sizes.into_iter().find(|(_, size)| *size >= LARGE && size % SIZE_STEP == SIZE_STEP / 2) {
+        Some((name, size)) => Err(ArchitectureError::Unsupported(format!(
+            "`{name}` is {size}: on a CUDA device a multiple of {} isn't computed right unless it is one of {SIZE_STEP}",
+            SIZE_STEP / 2
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn add<const D: usize>(sum: &mut Option<Float<D>>, more: Float<D>) {
@@ -371,9 +425,21 @@ fn device_said(text: impl Into<String>) -> EngineError {
     EngineError::Device(text.into())
 }
 
-/// burn reports most failures of a device, running out of memory first of all, by a panic.
+/// burn reports failures of a device by a panic, some on this thread and some on one of its own (see [`fault`]).
 fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(device_said(said(&*panic))))
+}
+
+impl Model {
+    /// As [`guarded`], and with what the device's own threads said. After one of those the device computes with what its memory
+    /// held before, so that everything fails from then on.
+    fn on_device<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        let done = guarded(|| work(self));
+        match &self.device {
+            DispatchDevice::Cuda(_) => fault::found().map_or(done, |said| Err(device_said(said))),
+            _ => done,
+        }
+    }
 }
 
 fn said(panic: &(dyn Any + Send)) -> String {
@@ -383,16 +449,16 @@ fn said(panic: &(dyn Any + Send)) -> String {
 
 impl Engine for Model {
     fn step(&mut self, window: &[Batch], optimizer: &Optimizer, learning_rate: f64) -> Result<Step, EngineError> {
-        guarded(|| {
-            if self.fused {
-                return self.fused_step(window, optimizer, learning_rate);
+        self.on_device(|model| {
+            if model.fused {
+                return model.fused_step(window, optimizer, learning_rate);
             }
-            let (step, gradients) = self.gradients(window)?;
+            let (step, gradients) = model.gradients(window)?;
             if step.loss.is_finite() && step.gradient_norm.is_finite() {
-                self.updates += 1;
-                let (number, factor) = (self.updates, optimizer.clip_factor(step.gradient_norm));
+                model.updates += 1;
+                let (number, factor) = (model.updates, optimizer.clip_factor(step.gradient_norm));
                 for (slot, gradient) in gradients {
-                    self.parameter(slot).update(gradient, optimizer, number, learning_rate, factor);
+                    model.parameter(slot).update(gradient, optimizer, number, learning_rate, factor);
                 }
             }
             Ok(step)
@@ -400,10 +466,10 @@ impl Engine for Model {
     }
 
     fn log_probs(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
-        guarded(|| {
-            let mut pass = self.forward(batch, false);
+        self.on_device(|model| {
+            let mut pass = model.forward(batch, false);
             let x = pass.kept.pop().ok_or_else(|| device_said("no output"))?;
-            let dense = self.picked(x, &pass.inputs)?;
+            let dense = model.picked(x, &pass.inputs)?;
             let mut found = vec![0.0; batch.ids.len()];
             for span in &batch.spans {
                 let at = span.sequence * batch.length + span.offset;
@@ -418,15 +484,19 @@ impl Engine for Model {
     }
 
     fn read(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
-        guarded(|| self.read_texts(batch))
+        self.on_device(|model| model.read_texts(batch))
     }
 
     fn go_on(&mut self, kept: &[usize], ids: &[u32]) -> Result<Vec<f32>, EngineError> {
-        guarded(|| self.longer_by(kept, ids))
+        self.on_device(|model| model.longer_by(kept, ids))
     }
 
     fn tensor(&self, name: &str) -> Result<HostTensor, EngineError> {
-        guarded(|| self.merged(name))
+        let tensor = guarded(|| self.merged(name))?;
+        match &self.device {
+            DispatchDevice::Cuda(_) => fault::found().map_or(Ok(tensor), |said| Err(device_said(said))),
+            _ => Ok(tensor),
+        }
     }
 
     fn adapter(&self) -> Result<Option<Adapter>, EngineError> {
@@ -436,7 +506,8 @@ impl Engine for Model {
             for (projection, [a, b]) in Projection::ALL.into_iter().zip(&layer.adapter) {
                 let weight = layer.weights.iter().find(|weight| weight.name.ends_with(projection.weight()));
                 let name = weight.map(|weight| weight.name.clone()).ok_or_else(|| missing(projection.weight()))?;
-                pairs.insert(name, guarded(|| Ok((a.host()?, b.host()?)))?);
+                let (a, b) = guarded(|| Ok((a.host()?, b.host()?)))?;
+                pairs.insert(name, (rows(a, lora.rank), columns(&b, lora.rank)));
             }
         }
         Ok(Some(Adapter { lora, pairs }))

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::architecture::Preset;
 use crate::optimizer::Rule;
 use crate::optimizer::tests::ADAMW;
 use crate::parity::{lively, on_burn, packed, toy};
@@ -28,7 +29,7 @@ impl Model {
     }
 }
 
-const PLACING: Placing = Placing { precision: Precision::F32, trained: true, lora: None, fused: false };
+const PLACING: Placing = Placing { precision: Precision::F32, trained: true, lora: None, rank_step: 1, fused: false };
 
 fn close(name: &str, found: &[f32], expected: &[f32]) {
     let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
@@ -125,6 +126,45 @@ fn sixteen_bits_stay_near_thirty_two() {
     let after = model.tensor("model.norm.weight").unwrap();
     let moved = before.values.iter().zip(&after.values).map(|(b, a)| (b - a).abs()).fold(0.0, f32::max);
     assert!((1e-5..1e-4).contains(&moved), "{moved}");
+}
+
+#[test]
+fn a_rank_that_is_filled_up_gives_the_same_adapter() {
+    let architecture = toy(4, 2, true);
+    let lora = Lora { rank: 3, alpha: 6.0 };
+    let trained = |rank_step| {
+        let placing = Placing { lora: Some((lora, 5)), rank_step, ..PLACING };
+        let mut model = on_burn(&architecture, &lively(&architecture), placing);
+        let losses: Vec<f64> = (0..4).map(|_| model.step(&[packed()], &ADAMW, 1e-2).unwrap().loss).collect();
+        let adapter = model.adapter().unwrap().unwrap();
+        (losses, adapter, model.tensor("model.layers.0.self_attn.q_proj.weight").unwrap())
+    };
+    let (plain, filled) = (trained(1), trained(SIZE_STEP));
+    for (one, other) in plain.0.iter().zip(&filled.0) {
+        assert!((one - other).abs() < 1e-5, "{one}, {other}");
+    }
+    assert_eq!((plain.1.lora, plain.1.pairs.len()), (filled.1.lora, filled.1.pairs.len()));
+    for (name, (a, b)) in &plain.1.pairs {
+        let (other_a, other_b) = &filled.1.pairs[name];
+        assert_eq!((&a.shape, &b.shape), (&other_a.shape, &other_b.shape));
+        assert!(b.values.iter().any(|value| *value != 0.0), "`{name}` was trained");
+        for (one, other) in [(a, other_a), (b, other_b)] {
+            let far = one.values.iter().zip(&other.values).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
+            assert!(far < 1e-3, "`{name}`: {far}");
+        }
+    }
+    assert_eq!(plain.2.shape, filled.2.shape);
+}
+
+#[test]
+fn sizes_that_a_cuda_device_computes_wrong_are_refused() {
+    let sized = |hidden, feed_forward| check_sizes(&Architecture::llama(2048, hidden, feed_forward, 1, 8, 8));
+    assert!(sized(512, 1408).is_ok() && sized(128, 336).is_ok(), "a multiple of 64, and small ones");
+    let wrong = sized(512, 1376).unwrap_err().to_string();
+    assert!(wrong.contains("`intermediate_size` is 1376"), "{wrong}");
+    for preset in [Preset::Tiny, Preset::Small, Preset::Medium, Preset::Large] {
+        assert!(check_sizes(&preset.architecture(2048)).is_ok(), "{preset:?}");
+    }
 }
 
 /// What an engine gives when it goes on from the state of another.

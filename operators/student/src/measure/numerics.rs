@@ -22,7 +22,7 @@ struct Limits {
 }
 
 /// In 32 bits on either side: what a device's products make of them is seen.
-const PLACING: Placing = Placing { precision: Precision::F32, trained: true, lora: None, fused: false };
+const PLACING: Placing = Placing { precision: Precision::F32, trained: true, lora: None, rank_step: 1, fused: false };
 
 /// Holds a device against the CPU's own passes, with a small Llama with grouped queries and documents packed beside each other:
 /// the loss, the gradient of every tensor, log-probabilities, and logits while generating. The CPU itself is held against
