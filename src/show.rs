@@ -162,7 +162,7 @@ pub(crate) fn print_rows(out: &mut impl Write, rows: &[RecordBatch], leave_out: 
             let cells = (0..batch.num_rows()).map(|row| {
                 let cell = cells.value(row).to_string();
                 match cell.parse::<f64>() {
-                    Ok(value) if is_float => format!("{value:.3}"),
+                    Ok(value) if is_float => decimal(value),
                     _ => cut(&printable(&cell).replace('\n', " ")),
                 }
             });
@@ -178,9 +178,29 @@ pub(crate) fn print_rows(out: &mut impl Write, rows: &[RecordBatch], leave_out: 
     Ok(())
 }
 
+/// Three decimals; a number that they would make 0 has an exponent.
+fn decimal(value: f64) -> String {
+    let text = format!("{value:.3}");
+    match text.trim_start_matches('-') {
+        "0.000" if value != 0.0 => format!("{value:.2e}"),
+        _ => text,
+    }
+}
+
 fn cut(text: &str) -> String {
     match text.char_indices().nth(CELL) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_number_is_not_shown_as_nothing() {
+        let shown = [0.0, 1.0e-5, -2.5e-4, 0.001, 0.0006, -0.25, 12.0].map(decimal);
+        assert_eq!(shown, ["0.000", "1.00e-5", "-2.50e-4", "0.001", "0.001", "-0.250", "12.000"]);
     }
 }
