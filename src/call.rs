@@ -33,7 +33,8 @@ pub(crate) enum Command {
     Export(ExportCall),
     /// List what depends on a document, by any pipeline on the store, and have it forgotten
     Forget(ForgetCall),
-    /// Remove from the store what no recent run needs, and from this machine what nobody went on with, or what is left of forgotten documents
+    /// Remove from the store what no recent run needs, and unfinished trainings from this machine's cache; or what is left of forgotten
+    /// documents
     Gc(GcCall),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,

@@ -1,8 +1,9 @@
 //! How a question and its answer become text, for training and for evaluation alike.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use ingrain_engine::failure::Failure;
+use ingrain_llm::{Message, Role};
 use ingrain_student::{ChatError, ChatTemplate, Example, Tokenizer, Turn};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -33,32 +34,9 @@ impl Render {
     }
 }
 
-/// A turn of a conversation that is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Message<'a> {
-    role: Role,
-    #[serde(borrow)]
-    content: Cow<'a, str>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Role {
-    System,
-    User,
-    Assistant,
-}
-
-impl<'a> Message<'a> {
-    fn turn(&'a self) -> Turn<'a> {
-        let role = match self.role {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        };
-        Turn { role, content: &self.content }
-    }
+/// A message as a turn of a chat template.
+pub(crate) fn turn(message: &Message) -> Turn<'_> {
+    Turn { role: message.role.as_str(), content: &message.content }
 }
 
 /// A tokenizer with a chat template.
@@ -128,7 +106,7 @@ impl Chat {
     pub(crate) fn exchange(&self, question: &str, answer: &str) -> Result<Exchange, ChatError> {
         let messages =
             [Message { role: Role::User, content: question.into() }, Message { role: Role::Assistant, content: answer.into() }];
-        let turns = messages.each_ref().map(Message::turn);
+        let turns = messages.each_ref().map(turn);
         let text = self.template.render(&turns, false)?;
         let asked = self.template.render(&turns[..1], true)?;
         let alike = text.char_indices().zip(asked.chars()).find(|((_, one), other)| one != other);
@@ -144,9 +122,9 @@ impl Chat {
     /// # Errors
     /// When it is no conversation, or the template fails on it.
     pub(crate) fn example(&self, messages: &str) -> Result<Example, Failure> {
-        let messages: Vec<Message<'_>> = serde_json::from_str(messages)
+        let messages: Vec<Message> = serde_json::from_str(messages)
             .map_err(|error| Failure::data(format!("`messages` holds no conversation: {error}")))?;
-        let turns: Vec<Turn<'_>> = messages.iter().map(Message::turn).collect();
+        let turns: Vec<Turn<'_>> = messages.iter().map(turn).collect();
         self.template.example(&self.tokenizer, &turns).map_err(|error| Failure::data(error.to_string()))
     }
 }

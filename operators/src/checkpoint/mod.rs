@@ -58,7 +58,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Checkpoint>("checkpoint", 2)
 ///
 /// # Outputs
 /// - default: one row: `uri` (of the folder, relative to the artifact), `digest` (of the folder's files), `architecture` (the
-///   model's configuration as JSON), `step` and `tokens` (trained here so far: 0), `loss` (null), `render` (null: nobody here asked it anything yet), `final` (true). The files lie
+///   model's configuration as JSON), `step` and `tokens` (trained here so far: 0), `loss` (null), `render` (null: no
+///   training here gave it a form of questions), `final` (true). The files lie
 ///   beside it as `checkpoint/...`, a folder that `transformers` loads; weights behind a `path` are only referred to. There is no
 ///   `parent_id`.
 /// - `tokenizer`: the tokenizer, as the operator of that name gives it.

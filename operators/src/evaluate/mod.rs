@@ -82,9 +82,9 @@ pub enum Method {
 /// lower-casing and without punctuation and articles, as SQuAD does. An answer without such a line, a refusal and an answer
 /// that is cut count as wrong; the last two are listed in `rejects`, too.
 ///
-/// **generate** with a `model`. The prompt is that of likelihood (in a chat template without what it puts in front of every answer),
-/// and the model goes on from it until its end token (or another
-/// that the checkpoint or its template names as an end), as it was trained to: an explanation that ends in the answer. So an open-ended answer is right if what was written ends in it, and
+/// **generate** with a `model`. The prompt is that of likelihood (in a chat template without what it puts in front of every
+/// answer), and the model goes on from it until its end token, or another that the checkpoint or its template names as an end, as
+/// it was trained to: an explanation that ends in the answer. So an open-ended answer is right if what was written ends in it, and
 /// its F1 is that of as many last words as the right answer has. Options are not shown: the choice is the option that stands
 /// last in what was written, or no option.
 ///

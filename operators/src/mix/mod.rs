@@ -54,7 +54,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Mix>("mix", 1);
 /// A question with its answer becomes text as `render` says; of a document, chunk or rewrite the `text` is taken as it
 /// is. With `render: chat` a question is put into the chat template that lies beside the tokenizer, as the user's turn, and the
 /// answer is the assistant's; the template's special tokens are tokens, and their names in a question or an answer are text. Rows
-/// that the template refuses are rejected (`template`). Rows without text are rejected; for `min_yield`, each row of a source that has a weight counts once.
+/// that the template refuses are rejected (`template`). Rows without text are rejected; for `min_yield`, each row of a source
+/// that has a weight counts once.
 ///
 /// # Ports
 /// - `sources`: one or several tables, either with `question` and `answer` (and `explanation`) or with `text`. `doc_id` is
@@ -66,8 +67,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Mix>("mix", 1);
 /// - default: the mixture in its order: `kind` (`qa`, `document` or `replay`), `doc_id`, `prompt` (what of the text stands before
 ///   the answer, up to `Answer:`; null for documents), `text` (all of it, prompt included), `token_count` (as packed: with
 ///   the begin token, if the tokenizer has one, and the end token; with the template's tokens and no others), `source` (its
-///   place in the list, from 0; -1 for replay), `repeat` (from 0), `position` (from 0). `parent_id` is the row of the source. With `render:
-///   chat` also `messages`: the turns as JSON, which is what `train` encodes; null for documents.
+///   place in the list, from 0; -1 for replay), `repeat` (from 0), `position` (from 0). `parent_id` is the
+///   row of the source. With `render: chat` also `messages`: the turns as JSON, which is what `train` encodes; null for documents.
 ///
 /// # Memory
 /// 40 bytes a row of the sources and 32 more while a repeat is sorted. Texts lie in a temporary file of about their size.

@@ -83,14 +83,14 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use ingrain_student::Seen;
 
     use super::*;
 
-    #[test]
-    fn a_step_is_said_in_a_line() {
-        let event = |step, seen| Event {
+    /// A step of 2,344, of 100 tokens each.
+    pub(in crate::train) fn event(step: usize, seen: Option<Seen>) -> Event {
+        Event {
             step,
             steps: 2344,
             tokens: 100 * step as u64,
@@ -99,7 +99,11 @@ mod tests {
             gradient_norm: 0.5,
             tokens_per_second: 4100.7,
             seen,
-        };
+        }
+    }
+
+    #[test]
+    fn a_step_is_said_in_a_line() {
         let mut line = Line { flops_per_token: 5e6, device: Device::Cpu, peak: None, used: None };
         let said = line.of(&event(120, None));
         let start = "step 120 of 2,344, loss 2.31, learning rate 1.0e-3, gradient 0.50, 4,100 tokens/s, 20.5 GFLOP/s";

@@ -67,25 +67,16 @@ mod tests {
     };
 
     use super::*;
+    use crate::train::line::tests::event;
 
     #[test]
     fn what_a_step_measured_becomes_a_row() {
         let seen = |heldout, replay| Seen { heldout_loss: heldout, replay_loss: replay, samples: vec![] };
-        let event = |step, seen| Event {
-            step,
-            steps: 2,
-            tokens: 100 * step as u64,
-            loss: 2.3,
-            learning_rate: 1e-3,
-            gradient_norm: 0.5,
-            tokens_per_second: 4100.7,
-            seen,
-        };
         let events = [event(1, None), event(2, Some(seen(Some(1.5), Some(2.5))))];
         let table = |before: Option<Seen>| rows(Arc::new(Schema::new(fields())), "base", before.as_ref(), &events).unwrap();
         let rows = table(Some(seen(Some(6.0), Some(2.0))));
         let column = |name: &str| rows.column_by_name(name).unwrap().as_primitive::<Float64Type>().iter().collect::<Vec<_>>();
-        assert_eq!(column("loss"), [None, Some(2.3), Some(2.3)]);
+        assert_eq!(column("loss"), [None, Some(2.306), Some(2.306)]);
         assert_eq!(column("heldout_loss"), [Some(6.0), None, Some(1.5)]);
         assert_eq!(column("replay_loss"), [Some(2.0), None, Some(2.5)]);
         let steps = rows.column_by_name("step").unwrap().as_primitive::<Int64Type>();

@@ -61,9 +61,8 @@ pub const TYPE: OperatorType = OperatorType::of::<Train>("train", 3)
 ///
 /// Rows are trained on in the mixture's order in the first epoch, and in orders of their own, by seed, in every later one.
 /// A row is the begin token (if the tokenizer has one), `text` and the end token; one with `messages` is what the base's chat
-/// template makes of them, and no other token. It is put whole into a sequence beside others
-/// where it fits, cut where it is longer. The model sees where each row begins and ends: attention stays within a row, and positions count
-/// from its start. So packing decides what a step costs, and nothing else.
+/// template makes of them, and no other token. It is put whole into a sequence beside others where it fits, cut where it is
+/// longer. The model sees where each row begins and ends: attention stays within a row, and positions count from its start. So packing decides what a step costs, and nothing else.
 ///
 /// Where a field is left out, its default depends on the base. Random weights (a preset's) lack steps, not tokens:
 ///

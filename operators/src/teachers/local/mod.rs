@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::runner::Runner;
 use self::runner::Source;
+use crate::render::turn;
 
 /// Raised when prompts or draws change, so that what was answered before is asked for again.
 const REVISION: u32 = 2;
@@ -86,8 +87,7 @@ impl Front {
     fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, ChatError> {
         match &self.template {
             Some(template) => {
-                let turns: Vec<Turn<'_>> =
-                    messages.iter().map(|message| Turn { role: message.role.as_str(), content: &message.content }).collect();
+                let turns: Vec<Turn<'_>> = messages.iter().map(turn).collect();
                 template.encode(&self.tokenizer, &turns, true)
             }
             None => {
